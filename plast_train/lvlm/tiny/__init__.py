@@ -1,0 +1,1 @@
+"""The tiny LVLM: a small world of drawn images, questions in seven languages, a model trained on them."""
