@@ -1,0 +1,241 @@
+"""The typed config tree: a recipe or YAML file, plus `section.key=value` overrides.
+
+Everything a run depends on is here, checked before any rank starts. Unknown keys are refused with the
+nearest right name; a wrong value is named with its file and line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from plast_train.errors import UserError, nearest
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    path: str = Field(description="Hugging Face or original-LLaVA folder; `tiny` is the embedded model")
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    trust_remote_code: bool = False
+
+
+class DataConfig(Section):
+    questions: list[str] = Field(min_length=1, description="question files; `LANG=path` pairs files by id")
+    languages: list[str] = Field(min_length=2, description="BCP 47 codes; `en` must be among them")
+    image_root: str | None = Field(
+        None, description="images lie below it; default: the question file's folder"
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="field → column of a Hugging Face dataset"
+    )
+    max_bad_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+
+
+class ProbeConfig(Section):
+    records: int = Field(
+        300, ge=1, description="records probed, drawn with the seed; fewer if there are fewer"
+    )
+    position: Literal["last", "text"] = Field("last", description="which table the statistics are read from")
+    tokens_per_row: int = Field(4096, ge=64)
+
+
+class SelectionConfig(Section):
+    strategy: Literal["msd", "layers", "top_k", "random", "shallowest", "middle", "deepest", "all"] = "msd"
+    layers: list[int] = Field(default_factory=list, description="0-based, with strategy `layers`")
+    k: int | None = Field(None, ge=1, description="how many layers, with the strategies that take a number")
+    threshold: Literal["candidates", "all_layers"] = "candidates"
+    reference: Literal["mean", "english"] = "mean"
+    overlap: Literal["english", "jaccard"] = "english"
+    tolerance: float = Field(
+        0.05, ge=0.0, le=1.0, description="how near its plateau the overlap curve counts as there"
+    )
+    modules: Literal["all", "ffn", "attention"] = "all"
+
+    @model_validator(mode="after")
+    def options_fit_the_strategy(self) -> SelectionConfig:
+        takes_k = {"top_k", "random", "shallowest", "middle", "deepest"}
+        if self.strategy in takes_k and self.k is None:
+            raise ValueError(f"strategy '{self.strategy}' needs selection.k, the number of layers")
+        if self.strategy not in takes_k and self.k is not None:
+            raise ValueError(f"selection.k has no meaning with strategy '{self.strategy}'; remove it")
+        if (self.strategy == "layers") != bool(self.layers):
+            raise ValueError("selection.layers and strategy 'layers' go together: give both or neither")
+        return self
+
+
+class TrainConfig(Section):
+    deepspeed: str = Field("zero2", description="a name in ds_configs/ or the path of a DeepSpeed JSON")
+    epochs: float = Field(1.0, gt=0.0)
+    max_steps: int | None = Field(None, ge=1, description="stops there; default: epochs decide")
+    global_batch: int = Field(128, ge=1, description="question-translation pairs a step")
+    learning_rate: float = Field(2e-5, gt=0.0)
+    warmup_fraction: float = Field(0.03, ge=0.0, le=1.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    gradient_clipping: float = Field(1.0, ge=0.0, description="0 switches clipping off")
+    tokens_per_row: int = Field(4096, ge=64)
+    image_in_training: bool = True
+    instruction: str = "Translate the following question from {language} to English. {question}"
+    recompute: bool = Field(False, description="recompute activations of the layers that carry a gradient")
+    validation_records: int = Field(64, ge=0, description="records held back for the validation loss")
+    validate_every: int = Field(100, ge=1, description="steps between validation losses")
+
+    @model_validator(mode="after")
+    def instruction_has_its_fields(self) -> TrainConfig:
+        if "{question}" not in self.instruction:
+            raise ValueError("train.instruction must contain {question}")
+        return self
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(100, ge=1)
+    every_minutes: float = Field(15.0, gt=0.0)
+    keep: int = Field(2, ge=1)
+
+
+class EvaluateConfig(Section):
+    benchmarks: list[str] = Field(default_factory=list, description="VLMEvalKit-style TSV files")
+    matching: Literal["parrot2024", "vlmevalkit2026"] = "parrot2024"
+    batch_size: int = Field(16, ge=1)
+    max_new_tokens: int = Field(16, ge=1)
+
+
+class Config(Section):
+    seed: int = Field(0, ge=0)
+    model: ModelConfig
+    data: DataConfig
+    probe: ProbeConfig = ProbeConfig()
+    selection: SelectionConfig = SelectionConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def languages_are_sound(self) -> Config:
+        languages = self.data.languages
+        if "en" not in languages:
+            raise ValueError("data.languages must contain 'en': every statistic is relative to English")
+        if len(set(languages)) != len(languages):
+            raise ValueError(f"data.languages names a language twice: {languages}")
+        return self
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("plast_train") / "recipes"
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a recipe by name, or a YAML file by path, and applies `section.key=value` overrides.
+
+    Raises:
+        UserError: unknown recipe, unreadable or invalid YAML, unknown key, wrong value, contradiction.
+    """
+    source, text = _read(recipe)
+    tree, lines = _parse(source, text)
+    for override in overrides:
+        _apply(tree, lines, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, source, lines) for e in error.errors())) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    path.write_text(dump_config(config), encoding="utf-8")
+
+
+def dump_config(config: Config) -> str:
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _read(recipe: str) -> tuple[str, str]:
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"}:
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); give a recipe name or a YAML file") from None
+    if recipe not in recipes():
+        hint = nearest(recipe, recipes())
+        raise UserError(f"'{recipe}' is no recipe{hint} (recipes: {', '.join(recipes())}; or a .yaml file)")
+    text = (resources.files("plast_train") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    return f"recipe {recipe}", text
+
+
+def _parse(source: str, text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tree and, for messages, where each dotted key stands."""
+    try:
+        tree = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict) or not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{source}: must be a mapping of sections")
+    lines: dict[str, str] = {}
+
+    def visit(mapping: yaml.MappingNode, prefix: str) -> None:
+        for key, value in mapping.value:
+            name = prefix + str(key.value)
+            lines[name] = f"{source}, line {key.start_mark.line + 1}"
+            if isinstance(value, yaml.MappingNode):
+                visit(value, name + ".")
+
+    visit(node, "")
+    return tree, lines
+
+
+def _apply(tree: dict[str, Any], lines: dict[str, str], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is no override; write section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {key}: '{text}' is not a YAML value: {error}") from None
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"override {key}: '{section}' is not a section")
+    tree[leaf] = value
+    lines[key] = f"command line, {override}"
+
+
+def _explain(error: Any, source: str, lines: dict[str, str]) -> str:
+    """One line for one pydantic error: where, which key, which value, what to do."""
+    parts = [str(p) for p in error["loc"]]
+    key = ".".join(parts)
+    where = next(
+        (lines[k] for k in (".".join(parts[:n]) for n in range(len(parts), 0, -1)) if k in lines), source
+    )
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{key}'{nearest(parts[-1], _keys(parts[:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: '{key}' is missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    value = f" (got {error['input']!r})" if not isinstance(error["input"], dict | BaseModel) else ""
+    return f"{where}: {key + ': ' if key else ''}{message}{value}"
+
+
+def _keys(sections: Sequence[str]) -> list[str]:
+    """The keys that exist below a section, from the types themselves."""
+    cls: type[BaseModel] = Config
+    for name in sections:
+        field = cls.model_fields.get(name)
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            return []
+        cls = field.annotation
+    return list(cls.model_fields)

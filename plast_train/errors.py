@@ -1,0 +1,24 @@
+"""What a user can mend, told apart from what we must mend.
+
+`UserError` ends a run with exit code 2 and its message alone; any other exception is a defect of the
+program and ends it with exit code 1 and a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the file, line, value and the mend."""
+
+
+class Interrupted(Exception):
+    """A stop signal reached the ranks: what was done is saved, and the same command goes on from it."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the name closest to `name`, or an empty string."""
+    close = get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
