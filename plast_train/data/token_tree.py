@@ -1,0 +1,85 @@
+"""Token trees: a shared prefix and its branches (DESIGN §2).
+
+Sequences that begin alike (system text, image) are computed once: the tree's prefix is the longest run of
+tokens they share, cut so that every branch keeps the positions that are read from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    """Whose sequence it is: the record's number in the data and the language's number in the config."""
+
+    record: int
+    language: int
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sequence as the model's processor makes it, image placeholders expanded.
+
+    `read_from` is the first position whose hidden state is used: the last prompt position, from which the
+    reply is predicted. `labels` counts the tokens at the end that carry a loss (0 when probing);
+    `question` is the half-open range of the question's own text.
+    """
+
+    key: Key
+    tokens: tuple[int, ...]
+    question: tuple[int, int]
+    labels: int = 0
+    image: str | None = None
+
+    @property
+    def read_from(self) -> int:
+        return len(self.tokens) - 1 - self.labels
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Sequences of one record: `prefix` tokens are shared by all of them, the rest are branches."""
+
+    prefix: int
+    sequences: tuple[TokenSequence, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + sum(len(s.tokens) - self.prefix for s in self.sequences)
+
+    @property
+    def image(self) -> str | None:
+        return self.sequences[0].image
+
+
+def grow_tree(sequences: Sequence[TokenSequence]) -> TokenTree:
+    """The tree of sequences about one image. Their order is kept.
+
+    Raises:
+        ValueError: no sequence, or different images.
+    """
+    if not sequences or len({s.image for s in sequences}) != 1:
+        raise ValueError("a token tree needs at least one sequence, all of one image")
+    prefix = min(s.read_from for s in sequences)
+    first = sequences[0].tokens
+    for other in sequences[1:]:
+        shared = (i for i, (a, b) in enumerate(zip(first, other.tokens, strict=False)) if a != b)
+        prefix = min(prefix, next(shared, min(len(first), len(other.tokens))))
+    return TokenTree(prefix, tuple(sequences))
+
+
+def split_tree(tree: TokenTree, budget: int) -> list[TokenTree]:
+    """Trees of at most `budget` tokens with the same sequences in the same order.
+
+    Raises:
+        ValueError: a single sequence is longer than the budget.
+    """
+    if tree.tokens <= budget:
+        return [tree]
+    if len(tree.sequences) == 1:
+        raise ValueError(f"a sequence of {tree.tokens} tokens does not fit a row of {budget}")
+    half = len(tree.sequences) // 2
+    halves = (grow_tree(tree.sequences[:half]), grow_tree(tree.sequences[half:]))
+    return [part for part_tree in halves for part in split_tree(part_tree, budget)]
