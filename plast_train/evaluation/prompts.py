@@ -1,0 +1,42 @@
+"""The text of a multiple-choice question, as VLMEvalKit puts it to LLaVA (METHOD §5).
+
+Text alone: the model family's chat format and the image are put around it by whoever calls.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from plast_train.errors import UserError
+
+_CJK_IDEOGRAPH = re.compile("[\u4e00-\u9fff]")
+
+INSTRUCTIONS = {
+    "en": "Answer with the option's letter from the given choices directly.",
+    "zh": "请直接回答选项字母。",
+    "pt": "Responda diretamente com a letra da opção correta entre as alternativas dadas.",
+    "ar": "أجب مباشرة بحرف الخيار الصحيح من بين الخيارات المعطاة.",
+    "tr": "Doğrudan, verilen seçeneklerden doğru olanın harfiyle yanıt verin.",
+    "ru": "Ответьте сразу буквой правильного варианта из предложенных.",
+    "sw": "Jibu moja kwa moja kwa herufi ya jibu sahihi kati ya machaguo yaliyotolewa.",
+}
+
+
+def multiple_choice_text(
+    question: str, options: Mapping[str, str], hint: str = "", instruction_language: str | None = None
+) -> str:
+    """`[hint\\n]question\\nA. …\\nB. …\\ninstruction`.
+
+    The instruction is English, or Chinese where the text has a CJK ideograph, as in VLMEvalKit;
+    `instruction_language` asks for it in that language instead. Raises UserError for a language without one.
+    """
+    lines = [hint] if hint else []
+    lines += [question, *(f"{letter}. {option}" for letter, option in options.items())]
+    text = "\n".join(lines)
+    language = instruction_language or ("zh" if _CJK_IDEOGRAPH.search(text) else "en")
+    if language not in INSTRUCTIONS:
+        raise UserError(
+            f"no multiple-choice instruction in '{language}'; there is one in {', '.join(INSTRUCTIONS)}"
+        )
+    return f"{text}\n{INSTRUCTIONS[language]}"
