@@ -1,0 +1,1 @@
+"""Where PLAST runs: turns one command into ranks. Imports no torch."""

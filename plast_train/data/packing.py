@@ -79,8 +79,10 @@ def lay_out(trees: Sequence[TokenTree]) -> PackedRow:
             branch_of += [branch] * len(rest)
         tree_of += [number] * (len(ids) - prefix_at)
     images = tuple(tree.image for tree in trees if tree.image is not None)
-    columns = (torch.tensor(c, dtype=torch.int64) for c in (ids, positions, tree_of, branch_of))
-    return PackedRow(*columns, images, tuple(placed))
+    input_ids, position_ids, tree_ids, branch_ids = (
+        torch.tensor(column, dtype=torch.int64) for column in (ids, positions, tree_of, branch_of)
+    )
+    return PackedRow(input_ids, position_ids, tree_ids, branch_ids, images, tuple(placed))
 
 
 def fill_rows(trees: Sequence[TokenTree], budget: int) -> list[list[TokenTree]]:

@@ -1,0 +1,1 @@
+"""PLAST: what each rank does."""

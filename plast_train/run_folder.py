@@ -1,0 +1,178 @@
+"""The run's folder: where everything lies, stage records, atomic publishing (DESIGN §3).
+
+Nothing is visible under its final name before it is whole: written under a temporary name, synced, renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plast_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run. Creating the object touches nothing on disk."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def base(self) -> Path:
+        """Which base model: its folder and the SHA-256 of each file."""
+        return self.path / "base.json"
+
+    @property
+    def records(self) -> Path:
+        """The records that passed the checks, in one form whatever the source's was."""
+        return self.path / "records.jsonl"
+
+    @property
+    def statistics(self) -> Path:
+        return self.path / "activations" / "statistics.safetensors"
+
+    @property
+    def activation_parts(self) -> Path:
+        return self.path / "activations" / "parts"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "activations" / "summary.json"
+
+    @property
+    def selection(self) -> Path:
+        return self.path / "selection.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "evaluation" / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """The record of a finished stage: its settings, inputs and outputs; None before it is finished."""
+        path = self.path / "stages" / f"{stage}.json"
+        return read_json(path) if path.exists() else None
+
+    def is_done(self, stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> bool:
+        """Whether the stage is finished with just these settings and inputs and its outputs are there."""
+        record = self.record(stage)
+        if record is None or record["settings"] != settings or record["inputs"] != inputs:
+            return False
+        return all((self.path / name).exists() for name in record["outputs"])
+
+    def publish_record(
+        self, stage: str, settings: dict[str, Any], inputs: dict[str, Any], outputs: list[Path]
+    ) -> None:
+        """Declares a stage finished. Files among the outputs are recorded with their hash."""
+        named = {
+            str(path.relative_to(self.path)): sha256_of(path) if path.is_file() else "folder"
+            for path in outputs
+        }
+        record = {"stage": stage, "settings": settings, "inputs": inputs, "outputs": named}
+        publish_text(self.path / "stages" / f"{stage}.json", to_json(record))
+
+    def forget(self, stage: str) -> None:
+        """Takes a stage's record back, before the stage is done anew."""
+        (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError for a file that is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def to_json(tree: Any) -> str:
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def publish_text(path: Path, text: str) -> None:
+    publish_bytes(path, text.encode("utf-8"))
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; folders are made as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Gives a finished folder its final name, replacing an older one of that name. Files in it must already
+    be synced (`sync_file`)."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    sync_folder(temporary)
+    if final.exists():
+        old = final.with_name(f".{final.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+        temporary.rename(final)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(final)
+    sync_folder(final.parent)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
