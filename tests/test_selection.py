@@ -4,7 +4,10 @@ import math
 import numpy as np
 import pytest
 
+from plast_train.config import SelectionConfig
+from plast_train.errors import UserError
 from plast_train.selection.statistics import LayerStatistics, layer_statistics
+from plast_train.selection.strategies import layer_table, select_layers
 
 LANGUAGES = ("pt", "en", "zh")  # English deliberately not first
 
@@ -111,3 +114,122 @@ def test_contradicting_tables_are_refused(activations, change, message):
     change(tables)
     with pytest.raises(ValueError, match=message):
         layer_statistics(tables, LANGUAGES, "last")
+
+
+def shaped(overlap: list[float], msd: list[float]) -> LayerStatistics:
+    """Statistics of two languages whose overlap curve and MSD (from the mean) are the given lists."""
+    curve, deviation = np.array(overlap), np.sqrt(np.array(msd))
+    ones = np.ones(len(curve))
+    ratios = np.stack([ones, curve], axis=1)
+    return LayerStatistics(("en", "pt"), ratios, ratios, np.stack([100 + deviation, 100 - deviation], axis=1))
+
+
+# Plateau 0.8 (median of layers 4–7); layers 0–2 lie more than 0.05 below it.
+EIGHT = shaped([0.3, 0.4, 0.6, 0.76, 0.8, 0.8, 0.82, 0.5], [9.0, 1.0, 5.0, 49.0, 0.0, 0.0, 16.0, 64.0])
+
+
+def test_msd_selects_candidates_above_their_mean():
+    selection = select_layers(EIGHT, SelectionConfig(), seed=0)
+    assert selection.candidates == (0, 1, 2)
+    assert selection.plateau == pytest.approx(0.8)
+    assert selection.threshold == pytest.approx(5.0)
+    # Layer 2 lies on the threshold: rounding must not select it, so it is nudged to either side.
+    for msd, selected in ((4.9, (0,)), (6.0, (0, 2))):
+        nudged = shaped(EIGHT.overlap[:, 1].tolist(), [9.0, 1.0, msd, 49.0, 0.0, 0.0, 16.0, 64.0])
+        assert select_layers(nudged, SelectionConfig(), seed=0).selected == selected
+
+
+def test_threshold_over_all_layers():
+    statistics = shaped(EIGHT.overlap[:, 1].tolist(), [9.0, 1.0, 5.0, 3.0, 0.0, 0.0, 2.0, 4.0])
+    selection = select_layers(statistics, SelectionConfig(threshold="all_layers"), seed=0)
+    assert selection.threshold == pytest.approx(3.0)
+    assert selection.selected == (0, 2)
+
+
+def test_tolerance_moves_the_end_of_the_candidates():
+    for tolerance, candidates in ((0.0, (0, 1, 2, 3)), (0.25, (0, 1))):
+        config = SelectionConfig(strategy="all", tolerance=tolerance)
+        assert select_layers(EIGHT, config, seed=0).candidates == candidates
+
+
+@pytest.mark.parametrize(
+    ("strategy", "selected"),
+    [("top_k", (3, 6, 7)), ("shallowest", (0, 1, 2)), ("middle", (2, 3, 4)), ("deepest", (5, 6, 7))],
+)
+def test_strategies_with_a_number(strategy, selected):
+    assert select_layers(EIGHT, SelectionConfig(strategy=strategy, k=3), seed=0).selected == selected
+    with pytest.raises(UserError, match="k=9: the decoder has 8 layers"):
+        select_layers(EIGHT, SelectionConfig(strategy=strategy, k=9), seed=0)
+
+
+def test_top_k_prefers_the_shallower_of_equals():
+    assert select_layers(EIGHT, SelectionConfig(strategy="top_k", k=7), seed=0).selected == (
+        0,
+        1,
+        2,
+        3,
+        4,
+        6,
+        7,
+    )
+
+
+def test_random_is_seeded_and_without_replacement():
+    config = SelectionConfig(strategy="random", k=5)
+    draws = [select_layers(EIGHT, config, seed).selected for seed in range(20)]
+    assert draws == [select_layers(EIGHT, config, seed).selected for seed in range(20)]
+    assert all(len(set(draw)) == 5 and draw == tuple(sorted(draw)) for draw in draws)
+    assert len(set(draws)) > 5
+
+
+def test_layers_by_hand():
+    def choose(layers):
+        return select_layers(EIGHT, SelectionConfig(strategy="layers", layers=layers), seed=0).selected
+
+    assert choose([5, 0]) == (0, 5)
+    for layers, message in (([8], "no layer 8; layers are 0 to 7"), ([-1], "no layer -1"), ([1, 1], "twice")):
+        with pytest.raises(UserError, match=message):
+            choose(layers)
+
+
+def test_all_selects_every_layer():
+    assert select_layers(EIGHT, SelectionConfig(strategy="all"), seed=0).selected == tuple(range(8))
+
+
+@pytest.mark.parametrize(
+    ("statistics", "config", "reason"),
+    [
+        (shaped([0.8] * 8, [1.0] * 8), {}, "no candidate"),
+        (shaped([0.1] + [0.8] * 7, [4.0] * 8), {}, "no candidate's MSD exceeds the threshold"),
+        (
+            shaped([0.1, 0.2] + [0.8] * 6, [9.0, 8.0] + [1.0] * 6),
+            {"threshold": "all_layers"},
+            "every candidate selected",
+        ),
+    ],
+)
+def test_nothing_and_everything_are_errors_that_help(statistics, config, reason):
+    with pytest.raises(UserError, match=reason) as error:
+        select_layers(statistics, SelectionConfig(**config), seed=0)
+    message = str(error.value)
+    table = [line.split() for line in message.splitlines() if line.strip()[:1].isdigit()]
+    assert [int(line[0]) for line in table] == list(range(8))
+    assert "selection.reference=english: " in message
+    assert "selection.strategy=top_k selection.k=1: [0]" in message
+
+
+def test_other_rules_named_by_the_error_are_what_they_choose():
+    statistics = shaped([0.1, 0.2] + [0.8] * 6, [9.0, 8.0] + [1.0] * 6)
+    with pytest.raises(UserError) as error:
+        select_layers(statistics, SelectionConfig(threshold="all_layers"), seed=0)
+    line = next(li for li in str(error.value).splitlines() if "selection.threshold=candidates" in li)
+    chosen = select_layers(statistics, SelectionConfig(threshold="candidates"), seed=0).selected
+    assert line.split(": ")[1] == str(list(chosen)) == "[0]"
+
+
+def test_table_marks_candidates_and_selected():
+    selection = select_layers(EIGHT, SelectionConfig(strategy="layers", layers=[0, 7]), seed=0)
+    lines = layer_table(EIGHT, selection).splitlines()
+    assert lines[0].split() == ["layer", "pt", "mean", "MSD", "candidate", "selected"]
+    assert [line.count("*") for line in lines[1:9]] == [2, 1, 1, 0, 0, 0, 0, 1]
+    assert lines[1].split() == ["0", "0.300", "0.300", "9", "*", "*"]

@@ -62,11 +62,14 @@ class LayerStatistics:
             result[layer] = math.fsum((n - centre) ** 2 for n in deviations) / len(deviations)
         return result
 
+    def ratios(self, kind: Literal["english", "jaccard"]) -> Floats:
+        """`[L, G]`: `overlap` (relative to English's set) or `jaccard` (relative to the union)."""
+        return self.overlap if kind == "english" else self.jaccard
+
     def curve(self, kind: Literal["english", "jaccard"]) -> Floats:
-        """`[L]` overlap ratio (or Jaccard index) with English, averaged over the other languages."""
-        table = self.overlap if kind == "english" else self.jaccard
+        """`[L]`: the ratios averaged over the languages other than English."""
         others = [g for g, language in enumerate(self.languages) if language != ENGLISH]
-        return np.array([math.fsum(row[others].tolist()) / len(others) for row in table])
+        return np.array([math.fsum(row[others].tolist()) / len(others) for row in self.ratios(kind)])
 
 
 def layer_statistics(
