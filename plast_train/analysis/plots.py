@@ -1,0 +1,157 @@
+"""Overlap and MSD per layer as figures for a paper's column: PNG and SVG.
+
+Colours are Okabe and Ito's, told apart by the colour-blind as well; each language also has its own marker.
+The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
+STYLES = ("-", "--", ":", "-.")
+SELECTED, PASSED_OVER, SHADE = "#D55E00", "#7F7F7F", "#DCE8F2"
+WIDTH = 3.35  # inches: one column of a two-column paper
+LOG_SCALE_FROM = 30.0  # the largest MSD over the threshold's from which a linear axis hides the small ones
+
+_STYLE: Any = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "svg.hashsalt": "plast",
+}
+
+
+def plot_layers(summary: Mapping[str, Any], selection: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Writes `overlap` and `msd`, each `.png` and `.svg`, into `folder` from `summary.json` and
+    `selection.json` (DESIGN §3). Returns the four paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        return [
+            *_save(overlap_figure(summary, selection), folder / "overlap"),
+            *_save(msd_figure(summary, selection), folder / "msd"),
+        ]
+
+
+def overlap_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> Figure:
+    """One line a language over the layers and their mean; candidates shaded, the plateau of the mean dotted,
+    triangles at the selected layers."""
+    kind = selection["options"]["overlap"]
+    curves = summary["overlap" if kind == "english" else "jaccard"]
+    languages = [language for language in summary["languages"] if language != "en"]
+    figure, axes = _layer_axes(summary["layers"], 2.7)
+    for i, language in enumerate(languages):
+        axes.plot(
+            curves[language],
+            STYLES[i // len(COLOURS) % len(STYLES)],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=2.8,
+            linewidth=0.8,
+            label=language,
+        )
+    axes.plot(selection["curve"], color="black", linewidth=1.5, label="mean")
+    axes.axhline(selection["plateau"], color="black", linewidth=0.8, linestyle=":", label="plateau")
+    axes.set_ylabel("overlap with English" if kind == "english" else "Jaccard index with English")
+    _shade(axes, selection["candidates"])
+    _mark_selected(axes, selection["selected_layers"])
+    _legend(figure, axes, columns=4)
+    return figure
+
+
+def msd_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> Figure:
+    """One stem a layer; the selected ones coloured, the threshold dashed, candidates shaded."""
+    msd, threshold = summary["msd"], selection["threshold"]
+    selected = selection["selected_layers"]
+    figure, axes = _layer_axes(summary["layers"], 2.4)
+    log = threshold is not None and max(msd) > LOG_SCALE_FROM * threshold and min(msd) > 0
+    floor = min(msd) / 2 if log else 0.0
+    groups: dict[str, tuple[list[int], str, str]] = {
+        "selected": (list(selected), SELECTED, "o"),
+        "not selected": ([i for i in range(len(msd)) if i not in selected], PASSED_OVER, "s"),
+    }
+    for label, (layers, colour, marker) in groups.items():
+        if layers:
+            heights = [msd[i] for i in layers]
+            axes.vlines(layers, floor, heights, color=colour, linewidth=1.6)
+            axes.plot(layers, heights, marker, color=colour, markersize=4, label=label)
+    if threshold is not None:
+        over = selection["options"]["threshold"].replace("_", " ")
+        axes.axhline(threshold, color="black", linewidth=0.9, linestyle="--", label=f"mean over {over}")
+    axes.set_yscale("log" if log else "linear")
+    axes.set_ylim(bottom=floor)
+    axes.set_ylabel("MSD (neurons²" + (", log scale)" if log else ")"))
+    _shade(axes, selection["candidates"])
+    _legend(figure, axes, columns=2)
+    return figure
+
+
+def _layer_axes(layers: int, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("decoder layer")
+    axes.set_xlim(-0.6, layers - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+    axes.grid(axis="y", linewidth=0.3, color="#CCCCCC")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _shade(axes: Axes, candidates: Sequence[int]) -> None:
+    if candidates:
+        axes.axvspan(-0.6, max(candidates) + 0.5, color=SHADE, zorder=0, label="candidates")
+
+
+def _mark_selected(axes: Axes, selected: Sequence[int]) -> None:
+    """Triangles standing on the layer axis, in a band made free of data for them."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.08 * (high - low), high)
+    axes.plot(
+        list(selected),
+        [0.035] * len(selected),
+        "^",
+        color=SELECTED,
+        markersize=4.5,
+        transform=axes.get_xaxis_transform(),
+        label="selected",
+        linestyle="none",
+    )
+
+
+def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        handlelength=1.8,
+        columnspacing=1.0,
+        handletextpad=0.5,
+    )
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
+    figure.savefig(png, dpi=300, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None})
+    return [png, svg]
