@@ -132,3 +132,15 @@ def deal(rows: Sequence[Sequence[TokenTree]], rank: int, world: int) -> list[Dea
             number = numbers[start + rank] if counts else numbers[start]
             dealt.append(DealtRow(number, tuple(rows[number]), counts))
     return dealt
+
+
+def deal_step(rows: Sequence[Sequence[TokenTree]], rank: int, world: int) -> list[DealtRow]:
+    """Rank `rank`'s micro-steps of one training step: ⌈rows / world⌉ for every rank, where rows beyond the
+    last or empty ones are replaced by the step's fullest row, which then does not count."""
+    fullest = max(range(len(rows)), key=lambda i: sum(t.tokens for t in rows[i]))
+    dealt: list[DealtRow] = []
+    for number in range(rank, -(-len(rows) // world) * world, world):
+        counts = number < len(rows) and bool(rows[number])
+        chosen = number if counts else fullest
+        dealt.append(DealtRow(chosen, tuple(rows[chosen]), counts))
+    return dealt

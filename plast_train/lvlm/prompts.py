@@ -27,7 +27,7 @@ class Prompter:
     languages: tuple[str, ...]
 
     def probe(self, number: int, record: Record, language: str) -> TokenSequence:
-        """The bare question in the model's chat format, up to the turn that asks for the reply (METHOD §1)."""
+        """The bare question in the chat format, up to the turn that asks for the reply (METHOD §1)."""
         question = record.questions[language]
         key = Key(number, self.languages.index(language))
         return self._sequence(key, question, question, "", record.image)

@@ -1,0 +1,189 @@
+"""The stage `collect`: run the probe through the base and count which neurons fire, for every language.
+
+Rows are dealt to ranks; each rank keeps its own tables and there is one reduction at the end. Now and then
+a rank publishes what it has counted as a part, so that a killed run goes on from there on any number of
+ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from plast_train.activations.counts import ActivationCounts, GateCounter, index_row
+from plast_train.context import Context
+from plast_train.data.images import load_image
+from plast_train.data.packing import deal, fill_rows, lay_out
+from plast_train.data.sampling import probe_records
+from plast_train.data.token_tree import TokenTree, grow_tree
+from plast_train.errors import Interrupted, UserError
+from plast_train.lvlm.forward import forward_ready, row_inputs
+from plast_train.run_folder import publish_bytes
+from plast_train.stages import inputs_of, settings_of
+
+log = logging.getLogger(__name__)
+
+
+def collect(context: Context) -> list[Path]:
+    """Writes `activations/statistics.safetensors` (DESIGN §3) and returns it as the stage's output.
+
+    Raises:
+        UserError: a record's questions do not fit one row.
+        Interrupted: a stop signal came; what was counted is kept as parts.
+    """
+    config, run, ranks = context.config, context.run, context.ranks
+    numbers = probe_records(len(context.records), config.probe.records, config.seed)
+    rows = fill_rows(_probe_trees(context, numbers), config.probe.tokens_per_row)
+    parts = _Parts(run.activation_parts, _identity(context), ranks.rank, ranks.world)
+    counts = _empty_counts(context, len(numbers))
+    done = ranks.broadcast(parts.rows_done() if ranks.is_first else None)
+    _count_rows(context, numbers, rows, counts, parts, done)
+    ranks.barrier()
+    parts.add_to(counts)
+    totals = {name: ranks.sum(table) for name, table in counts.state_dict().items()}
+    if ranks.is_first:
+        totals["record_index"] = torch.tensor(numbers, dtype=torch.int64)
+        publish_bytes(run.statistics, save({k: v.cpu().contiguous() for k, v in sorted(totals.items())}))
+        parts.remove()
+    ranks.barrier()
+    return [run.statistics]
+
+
+def _probe_trees(context: Context, numbers: Sequence[int]) -> list[TokenTree]:
+    """One tree a record: its question in every language, in config order."""
+    prompter, budget = context.prompter, context.config.probe.tokens_per_row
+    trees = []
+    for number in numbers:
+        record = context.records[number]
+        tree = grow_tree([prompter.probe(number, record, lang) for lang in prompter.languages])
+        if tree.tokens > budget:
+            raise UserError(
+                f"{record.where}: record '{record.id}' takes {tree.tokens} tokens in all languages; "
+                f"raise probe.tokens_per_row ({budget}) or shorten it"
+            )
+        trees.append(tree)
+    return trees
+
+
+def _empty_counts(context: Context, records: int) -> ActivationCounts:
+    text = context.lvlm.config["text_config"]
+    return ActivationCounts.zeros(
+        records,
+        text["num_hidden_layers"],
+        len(context.config.data.languages),
+        text["intermediate_size"],
+        context.ranks.device,
+    )
+
+
+@torch.no_grad()
+def _count_rows(
+    context: Context,
+    numbers: Sequence[int],
+    rows: Sequence[Sequence[TokenTree]],
+    counts: ActivationCounts,
+    parts: _Parts,
+    done: set[int],
+) -> None:
+    """Runs this rank's share of the rows that are not done through the model."""
+    ranks, lvlm = context.ranks, context.lvlm
+    slots = {number: slot for slot, number in enumerate(numbers)}
+    english = context.config.data.languages.index("en")
+    todo = [row for number, row in enumerate(rows) if number not in done]
+    names = [number for number in range(len(rows)) if number not in done]
+    gates = [lvlm.family.gate(layer) for layer in lvlm.family.layers(lvlm.model)]
+    counter = GateCounter(counts)
+    records_done = len(numbers) - sum(len(row) for row in todo)
+    progress = ranks.progress("collect", len(numbers), "records", records_done)
+    # Without its head: nothing is predicted here.
+    body = lvlm.model.get_submodule("model")
+    with forward_ready(body, context.deepspeed) as model, counter.attached(gates), progress:
+        for turn in deal(todo, ranks.rank, ranks.world):
+            row = lay_out(turn.trees)
+            where = index_row(row, slots, english, ranks.device) if turn.counts else None
+            images = lvlm.pixel_values([load_image(path) for path in row.images]) if row.images else None
+            with counter.watch(where):
+                model(**row_inputs(model, row, images), use_cache=False)
+            if turn.counts:
+                parts.rows.append(names[turn.number])
+            progress.add(min(ranks.world * len(turn.trees), len(numbers) - progress.done))
+            stop = ranks.should_stop()
+            if stop or ranks.broadcast(parts.age() > 60 * context.config.checkpoint.every_minutes):
+                parts.publish(counts)
+            if stop:
+                raise Interrupted(
+                    f"collect: stopped by a signal after {progress.done} of {len(numbers)} records"
+                )
+
+
+def _identity(context: Context) -> str:
+    """What parts must agree on to be added up."""
+    inputs = inputs_of("collect", context.config, context.run, context.base)
+    settings = settings_of("collect", context.config)
+    return hashlib.sha256(json.dumps([settings, inputs], sort_keys=True).encode()).hexdigest()
+
+
+class _Parts:
+    """The published parts of an unfinished collection. A part is a rank's tables since its previous part,
+    with the numbers of the rows they were counted over."""
+
+    def __init__(self, folder: Path, identity: str, rank: int, world: int) -> None:
+        self.folder, self.identity, self.rank, self.world = folder, identity, rank, world
+        self.rows: list[int] = []
+        self._published_at = time.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the last part."""
+        return time.monotonic() - self._published_at
+
+    def rows_done(self) -> set[int]:
+        """The rows of all parts; parts of another collection and unreadable ones are removed."""
+        done: set[int] = set()
+        for path in self._paths():
+            try:
+                with safe_open(path, "pt") as part:
+                    ours = part.metadata()["identity"] == self.identity
+                    rows = part.get_tensor("rows").tolist()
+            except SafetensorError as error:
+                log.warning("%s: unreadable (%s); its rows are counted again", path, error)
+                ours = False
+            if ours:
+                done.update(rows)
+            else:
+                path.unlink()
+        return done
+
+    def publish(self, counts: ActivationCounts) -> None:
+        """Writes what was counted since the last part and empties the tables."""
+        self._published_at = time.monotonic()
+        if not self.rows:
+            return
+        tables = {name: table.cpu().contiguous() for name, table in counts.state_dict().items()}
+        tables["rows"] = torch.tensor(self.rows, dtype=torch.int64)
+        path = self.folder / f"rows-from-{self.rows[0]:06d}.safetensors"
+        publish_bytes(path, save(tables, metadata={"identity": self.identity}))
+        for table in counts.state_dict().values():
+            table.zero_()
+        self.rows = []
+
+    def add_to(self, counts: ActivationCounts) -> None:
+        """Adds this rank's share of all parts."""
+        for path in self._paths()[self.rank :: self.world]:
+            counts.add(load_file(path))
+
+    def remove(self) -> None:
+        for path in self._paths():
+            path.unlink()
+        if self.folder.exists():
+            self.folder.rmdir()
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))

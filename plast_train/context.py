@@ -1,0 +1,51 @@
+"""What every stage is given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from plast_train.config import Config
+from plast_train.data.questions import Record
+from plast_train.distributed import Ranks
+from plast_train.lvlm.loading import Lvlm, load_lvlm
+from plast_train.lvlm.prompts import Prompter
+from plast_train.run_folder import RunFolder, read_json
+
+
+@dataclass
+class Context:
+    """The run as one rank sees it. The model is loaded at its first use, once for all stages."""
+
+    config: Config
+    run: RunFolder
+    ranks: Ranks
+    deepspeed: dict[str, Any]
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        description: dict[str, Any] = read_json(self.run.base)
+        return description
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The checked records, in the order of the data."""
+        lines = self.run.records.read_text(encoding="utf-8").splitlines()
+        return [Record(**json.loads(line)) for line in lines]
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether the weights are spread over the ranks (ZeRO-3)."""
+        return bool(self.deepspeed["zero_optimization"]["stage"] == 3)
+
+    @cached_property
+    def lvlm(self) -> Lvlm:
+        self.ranks.say(f"loading {self.base['path']}")
+        zero3 = self.deepspeed if self.partitioned else None
+        return load_lvlm(self.base, self.config.model, self.ranks.device, zero3)
+
+    @cached_property
+    def prompter(self) -> Prompter:
+        return self.lvlm.prompter(self.config.data.languages)

@@ -1,0 +1,184 @@
+"""Finding, checking and loading the base model. The only place that reads its weights as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from plast_train.config import ModelConfig
+from plast_train.errors import UserError
+from plast_train.lvlm.attention import implementation_for
+from plast_train.lvlm.families import Family, family_of
+from plast_train.lvlm.prompts import Prompter
+from plast_train.run_folder import read_json, sha256_of
+
+
+@dataclass
+class Lvlm:
+    """A loaded model with what is needed to feed it. `fingerprint` names the base by its content."""
+
+    model: nn.Module
+    tokenizer: Any
+    image_processor: Any
+    family: Family
+    image_tokens: int
+    path: Path
+    fingerprint: str
+
+    def prompter(self, languages: list[str]) -> Prompter:
+        return make_prompter(self.tokenizer, self.family, self.config, languages)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = self.model.config.to_dict()  # type: ignore[operator, union-attr]
+        return config
+
+    def pixel_values(self, images: list[Any]) -> torch.Tensor:
+        """`[images, 3, height, width]` in the model's dtype, on the CPU."""
+        pixels: torch.Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        return pixels
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
+    return Path(os.environ.get("PLAST_CACHE", default))
+
+
+def resolve_base(config: ModelConfig) -> Path:
+    """The base model's folder in Hugging Face form.
+
+    `tiny` is the embedded model; a name that is no folder is looked up on the hub (or in its cache); an
+    original-LLaVA checkpoint is converted once into the cache folder.
+
+    Raises:
+        UserError: no such folder or hub model, or the folder is no usable base (see `check_base`).
+    """
+    folder = _find(config.path)
+    if "mm_vision_tower" in read_json(folder / "config.json"):
+        folder = _converted(folder)
+    check_base(folder)
+    return folder
+
+
+def check_base(folder: Path) -> Family:
+    """Refuses a folder without config or weights, or of a family that is not supported."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json; model.path must be a Hugging Face model folder")
+    family = family_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    if not weight_files(folder):
+        raise UserError(f"{folder}: no *.safetensors weights; download the model's weights into it")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(read_json(index)["weight_map"].values())
+        missing = sorted(n for n in named if not (folder / n).is_file())
+        if missing:
+            raise UserError(f"{index}: names weights that are missing: {', '.join(missing)}")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise UserError(f"{folder}: no tokenizer.json or tokenizer.model; download the model's tokenizer too")
+    return family
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def describe_base(folder: Path) -> dict[str, Any]:
+    """What identifies a base: its path, the SHA-256 of config and weights, and one over them all."""
+    files = [folder / "config.json", *weight_files(folder)]
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip([f.name for f in files], pool.map(sha256_of, files), strict=True))
+    total = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
+    return {"path": str(folder.resolve()), "fingerprint": total, "files": hashes}
+
+
+def load_text_side(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The tokenizer and the image processor."""
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=False)
+    return tokenizer, images
+
+
+def make_prompter(tokenizer: Any, family: Family, config: dict[str, Any], languages: list[str]) -> Prompter:
+    return Prompter(
+        tokenizer, family.chat, config["image_token_index"], image_token_count(config), tuple(languages)
+    )
+
+
+def image_token_count(config: dict[str, Any]) -> int:
+    """Tokens an image takes: one a patch, and the class token unless the `default` strategy drops it."""
+    vision = config["vision_config"]
+    patches: int = (vision["image_size"] // vision["patch_size"]) ** 2
+    return patches + (config.get("vision_feature_select_strategy", "default") == "full")
+
+
+def load_lvlm(
+    base: dict[str, Any], config: ModelConfig, device: torch.device, zero3: dict[str, Any] | None
+) -> Lvlm:
+    """Loads the base that `describe_base` described, frozen and in evaluation mode.
+
+    With `zero3` (a complete DeepSpeed configuration of stage 3) the weights are partitioned over the ranks
+    as they are read; otherwise each rank holds the whole model.
+    """
+    from transformers import AutoModelForImageTextToText
+    from transformers.integrations import HfDeepSpeedConfig
+
+    folder = Path(base["path"])
+    # from_pretrained partitions the weights as long as this object lives.
+    partitioning = HfDeepSpeedConfig(zero3) if zero3 is not None else None
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=getattr(torch, config.dtype),
+        attn_implementation={"text_config": implementation_for(device), "vision_config": "sdpa"},
+        trust_remote_code=config.trust_remote_code,
+    )
+    del partitioning
+    if zero3 is None:
+        model.to(device)
+    model.requires_grad_(False)
+    model.eval()
+    tokenizer, images = load_text_side(folder, config.trust_remote_code)
+    raw = read_json(folder / "config.json")
+    family = family_of(raw, str(folder))
+    count = image_token_count(model.config.to_dict())
+    return Lvlm(model, tokenizer, images, family, count, folder, base["fingerprint"])
+
+
+def _find(path: str) -> Path:
+    if path == "tiny":
+        return Path(str(resources.files("plast_train") / "lvlm" / "tiny" / "model"))
+    if Path(path).is_dir():
+        return Path(path)
+    if path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        raise UserError(f"model.path '{path}': no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path))
+    except Exception as error:
+        raise UserError(
+            f"model.path '{path}': no such folder, and the hub did not give it ({type(error).__name__}); "
+            "download the model and give its folder"
+        ) from None
+
+
+def _converted(source: Path) -> Path:
+    """The Hugging Face form of an original-LLaVA checkpoint, made once for each content of its files."""
+    from plast_train.lvlm.original_llava import convert_original
+
+    stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(source.iterdir()) if f.is_file()]
+    name = hashlib.sha256(repr((str(source.resolve()), stat)).encode()).hexdigest()[:16]
+    target = cache_folder() / f"converted-{name}"
+    if not target.exists():
+        convert_original(source, target, None)
+    return target

@@ -1,0 +1,91 @@
+"""The stages in order, and what each depends on: this decides what is done and what must be redone.
+
+Imports no torch, so that the launcher can tell a finished run without starting ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from plast_train.config import Config
+from plast_train.run_folder import RunFolder, sha256_of
+
+STAGES = ("collect", "select", "train", "export", "evaluate", "report")
+
+# Dotted config keys whose change makes a stage's result another one. How a result is reached (ZeRO stage,
+# recompute, checkpoint intervals, batch size of generation) is not among them.
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
+    "select": ("seed", "probe.position", "selection"),
+    "train": (
+        "seed",
+        "model.dtype",
+        "data.languages",
+        "train.epochs",
+        "train.max_steps",
+        "train.global_batch",
+        "train.learning_rate",
+        "train.warmup_fraction",
+        "train.weight_decay",
+        "train.betas",
+        "train.gradient_clipping",
+        "train.tokens_per_row",
+        "train.image_in_training",
+        "train.instruction",
+        "train.validation_records",
+    ),
+    "export": (),
+    "evaluate": ("model.dtype", "evaluate.matching", "evaluate.max_new_tokens"),
+    "report": (),
+}
+
+# Stages whose records are an input of a stage.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "collect": (),
+    "select": ("collect",),
+    "train": ("select",),
+    "export": ("train",),
+    "evaluate": ("export",),
+    "report": ("select", "train", "evaluate"),
+}
+
+
+def settings_of(stage: str, config: Config) -> dict[str, Any]:
+    """The settings the stage's result depends on, by dotted key."""
+    tree = config.model_dump(mode="json")
+    return {key: _lookup(tree, key) for key in _SETTINGS[stage]}
+
+
+def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> dict[str, str] | None:
+    """Hashes of what the stage reads; None while a stage it needs has not finished."""
+    inputs: dict[str, str] = {}
+    if stage in ("collect", "train"):
+        inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
+    if stage == "evaluate":
+        inputs = {str(Path(p).name): sha256_of(Path(p)) for p in config.evaluate.benchmarks}
+    for needed in _NEEDS[stage]:
+        record = run.record(needed)
+        if record is None:
+            return None
+        inputs[needed] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return inputs
+
+
+def is_done(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> bool:
+    """Whether the stage's record stands and fits the config and its inputs as they are now."""
+    inputs = inputs_of(stage, config, run, base)
+    return inputs is not None and run.is_done(stage, settings_of(stage, config), inputs)
+
+
+def needed_by(stage: str) -> tuple[str, ...]:
+    return _NEEDS[stage]
+
+
+def _lookup(tree: dict[str, Any], key: str) -> Any:
+    value: Any = tree
+    for part in key.split("."):
+        value = value[part]
+    return value
