@@ -1,11 +1,19 @@
 import itertools
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from plast_train.config import SelectionConfig
+from plast_train.config import Config, SelectionConfig
 from plast_train.errors import UserError
+from plast_train.run_folder import RunFolder
+from plast_train.selection.select import select
 from plast_train.selection.statistics import LayerStatistics, layer_statistics
 from plast_train.selection.strategies import layer_table, select_layers
 
@@ -233,3 +241,92 @@ def test_table_marks_candidates_and_selected():
     assert lines[0].split() == ["layer", "pt", "mean", "MSD", "candidate", "selected"]
     assert [line.count("*") for line in lines[1:9]] == [2, 1, 1, 0, 0, 0, 0, 1]
     assert lines[1].split() == ["0", "0.300", "0.300", "9", "*", "*"]
+
+
+WIDTH, FFN = 8, 50
+LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * FFN + 2 * WIDTH
+
+
+class OneRank:
+    """The part of `Ranks` that selecting uses, for one process."""
+
+    is_first = True
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def broadcast(self, value):
+        return value
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def context(tmp_path: Path, activations) -> SimpleNamespace:
+    """A run whose statistics have been collected, over a base of which only the config is there."""
+    vision = CLIPVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=4, num_attention_heads=1)
+    text = LlamaConfig(
+        hidden_size=WIDTH, intermediate_size=FFN, num_hidden_layers=4, num_attention_heads=1, vocab_size=40
+    )
+    base = LlavaConfig(
+        vision_config=vision, text_config=text, architectures=["LlavaForConditionalGeneration"]
+    )
+    base.save_pretrained(tmp_path / "base")
+    run = RunFolder(tmp_path / "run")
+    run.statistics.parent.mkdir(parents=True)
+    save_file(tables_of(activations) | {"record_index": np.arange(9)}, run.statistics)
+
+    def make(**selection) -> SimpleNamespace:
+        config = Config.model_validate(
+            {
+                "model": {"path": "base"},
+                "data": {"questions": ["q.jsonl"], "languages": list(LANGUAGES)},
+                "selection": selection,
+            }
+        )
+        described = {"path": str(tmp_path / "base")}
+        return SimpleNamespace(config=config, run=run, ranks=OneRank(), base=described)
+
+    return SimpleNamespace(make=make, run=run)
+
+
+def test_stage_writes_what_the_design_names(context, activations):
+    stage = context.make(strategy="shallowest", k=2)
+    outputs = select(stage)
+    summary, selection = (
+        json.loads(path.read_text()) for path in (context.run.summary, context.run.selection)
+    )
+    found = layer_statistics(tables_of(activations), LANGUAGES, "last")
+    for key in ("overlap", "jaccard", "active"):
+        assert list(summary[key]) == list(LANGUAGES)
+        np.testing.assert_array_equal(np.array([summary[key][g] for g in LANGUAGES]).T, getattr(found, key))
+    np.testing.assert_array_equal(summary["msd"], found.msd("mean"))
+    assert summary["languages"] == list(LANGUAGES)
+    assert (summary["layers"], summary["records"]) == (4, 9)
+    assert selection["selected_layers"] == [0, 1]
+    assert selection["trainable_parameters"] == 2 * LAYER_PARAMETERS
+    assert selection["trainable_fraction"] == 2 * LAYER_PARAMETERS / selection["total_parameters"]
+    assert selection["options"]["position"] == "last"
+    assert "layers [0, 1] (shallowest" in stage.ranks.said[1]
+    assert all(path.is_file() for path in outputs)
+    assert {path.name for path in outputs} >= {"overlap.png", "overlap.svg", "msd.png", "msd.svg"}
+    with Image.open(context.run.report / "overlap.png") as picture:
+        assert picture.width > 900
+
+
+def test_stage_counts_the_modules_that_are_trained(context):
+    select(context.make(strategy="layers", layers=[3], modules="ffn"))
+    assert json.loads(context.run.selection.read_text())["trainable_parameters"] == 3 * WIDTH * FFN
+
+
+def test_stage_repeats_to_the_byte(context):
+    first = [path.read_bytes() for path in select(context.make(strategy="all"))]
+    assert [path.read_bytes() for path in select(context.make(strategy="all"))] == first
+
+
+def test_refused_selection_leaves_the_summary_but_no_selection(context):
+    with pytest.raises(UserError, match="no layer 4"):
+        select(context.make(strategy="layers", layers=[4]))
+    assert context.run.summary.exists()
+    assert not context.run.selection.exists()

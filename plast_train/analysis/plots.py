@@ -7,6 +7,7 @@ The same input gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from plast_train.run_folder import publish_bytes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
@@ -43,7 +46,6 @@ _STYLE: Any = {
 def plot_layers(summary: Mapping[str, Any], selection: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes `overlap` and `msd`, each `.png` and `.svg`, into `folder` from `summary.json` and
     `selection.json` (DESIGN §3). Returns the four paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
         return [
             *_save(overlap_figure(summary, selection), folder / "overlap"),
@@ -152,6 +154,11 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 def _save(figure: Figure, stem: Path) -> list[Path]:
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
-    figure.savefig(png, dpi=300, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None})
+    for path, options in (
+        (png, {"dpi": 300, "metadata": {"Software": None}}),
+        (svg, {"metadata": {"Date": None}}),
+    ):
+        picture = BytesIO()
+        figure.savefig(picture, format=path.suffix[1:], **options)
+        publish_bytes(path, picture.getvalue())
     return [png, svg]
