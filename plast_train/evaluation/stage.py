@@ -1,0 +1,59 @@
+"""The stage `evaluate`: the same benchmarks for the base and for what was trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plast_train.context import Context
+from plast_train.evaluation.benchmarks import read_benchmark
+from plast_train.evaluation.evaluate import evaluate as answer
+from plast_train.evaluation.predictions import publish_results
+from plast_train.lvlm.forward import forward_ready
+from plast_train.lvlm.weights import load_layers
+from plast_train.run_folder import read_json
+from plast_train.stages import inputs_of, settings_of
+
+BASE, TRAINED = "base", "plast"
+
+
+def evaluate(context: Context) -> list[Path]:
+    """Writes `evaluation/predictions/` and `evaluation/results.json` (see `evaluation.scores.results`).
+
+    Raises:
+        Interrupted: a stop signal came; what was answered is kept.
+        UserError: the tokenizer has no token of its own for an option letter.
+    """
+    config, run, ranks, lvlm = context.config, context.run, context.ranks, context.lvlm
+    benchmarks = [read_benchmark(Path(path)) for path in config.evaluate.benchmarks]
+    selection = read_json(run.selection)
+    # Generation decodes one token at a time, which block-sparse attention is not made for.
+    set_attention: Any = lvlm.model.set_attn_implementation
+    set_attention("sdpa")
+    for name, folder in ((BASE, lvlm.path), (TRAINED, run.export)):
+        load_layers(lvlm, folder, selection["selected_layers"], ranks)
+        with forward_ready(lvlm.model, context.deepspeed):
+            answer(
+                lvlm,
+                benchmarks,
+                name=name,
+                parts=run.evaluation / "parts" / name,
+                settings=_depends_on(context, name),
+                ranks=ranks,
+                batch_size=config.evaluate.batch_size,
+                max_new_tokens=config.evaluate.max_new_tokens,
+                synced=context.partitioned,
+            )
+    if ranks.is_first:
+        publish_results(run.evaluation, benchmarks, [BASE, TRAINED])
+    return [run.results, run.evaluation / "predictions"]
+
+
+def _depends_on(context: Context, name: str) -> dict[str, Any]:
+    """What a model's answers depend on; those of the base outlive another training."""
+    inputs = inputs_of("evaluate", context.config, context.run, context.base)
+    assert inputs is not None
+    weights = inputs.pop("export")
+    model = {"weights": weights if name == TRAINED else context.base["fingerprint"]}
+    batches = {"batch_size": context.config.evaluate.batch_size}
+    return settings_of("evaluate", context.config) | inputs | model | batches
