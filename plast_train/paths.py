@@ -1,7 +1,8 @@
-"""Where a config's paths lead: made absolute once, so that the run folder can be gone on with from anywhere."""
+"""Where a config's paths lead: made absolute once, so that a run can be gone on with from anywhere."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -12,8 +13,6 @@ from plast_train.run_folder import sync_folder
 
 # A path that begins so is in the tiny model's drawn world, which is made when it is first asked for.
 TINY_WORLD = "tiny-world/"
-# Another number when the world's drawing or wording changes, so that no old one is taken for it.
-WORLD_VERSION = 1
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*=")
 
 
@@ -43,7 +42,10 @@ def tiny_world() -> Path:
     from plast_train.lvlm.loading import cache_folder
     from plast_train.lvlm.tiny.world import draw_world
 
-    folder = cache_folder() / f"tiny-world-{WORLD_VERSION}"
+    # Named by the code that draws it, so that no older world is taken for this one.
+    sources = sorted((Path(__file__).parent / "lvlm" / "tiny").glob("*.py"))
+    version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    folder = cache_folder() / f"tiny-world-{version}"
     if not folder.is_dir():
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
         draw_world(unfinished, seed=0)
