@@ -1,0 +1,1 @@
+"""DeepSpeed configurations that come with the program."""

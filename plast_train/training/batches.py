@@ -1,0 +1,78 @@
+"""From a planned step to tensors: a rank's rows with their images, made ready while the step before runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from plast_train.data.images import load_image
+from plast_train.data.packing import DealtRow, PackedRow, deal_step, lay_out
+from plast_train.data.sampling import Step
+from plast_train.distributed import Ranks
+from plast_train.lvlm.attention import attention_mask, implementation_for
+from plast_train.lvlm.loading import Lvlm
+
+
+@dataclass(frozen=True)
+class Row:
+    """A packed row with `pixel_values` `[images, …]` on the CPU. One that does not count only keeps this
+    rank in step with the others."""
+
+    packed: PackedRow
+    pixel_values: torch.Tensor | None
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's rows of a step, and how long the loop waited for them, in seconds."""
+
+    step: Step
+    rows: list[Row]
+    waited: float
+
+
+def batches(steps: Sequence[Step], lvlm: Lvlm, ranks: Ranks) -> Iterator[Batch]:
+    """This rank's batches; a thread makes the next one while the caller works on one."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+
+        def ready(step: Step) -> list[Row]:
+            return [load_row(dealt, lvlm) for dealt in deal_step(step.rows, ranks.rank, ranks.world)]
+
+        ahead = pool.submit(ready, steps[0]) if steps else None
+        for number, step in enumerate(steps):
+            began = time.monotonic()
+            assert ahead is not None
+            rows = ahead.result()
+            waited = time.monotonic() - began
+            ahead = pool.submit(ready, steps[number + 1]) if number + 1 < len(steps) else None
+            yield Batch(step, rows, waited)
+
+
+def load_row(dealt: DealtRow, lvlm: Lvlm) -> Row:
+    packed = lay_out(dealt.trees)
+    images = [load_image(path) for path in packed.images]
+    return Row(packed, lvlm.pixel_values(images) if images else None, dealt.counts)
+
+
+def token_losses(model: torch.nn.Module, row: Row, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Cross-entropy of each label token, float32 `[labels]` in the order of `PackedRow.targets`, in nats.
+
+    Logits are computed where there is a label only.
+    """
+    packed = row.packed
+    indices, labels = packed.targets()
+    images = {} if row.pixel_values is None else {"pixel_values": row.pixel_values.to(device, dtype)}
+    logits = model(
+        input_ids=packed.input_ids[None].to(device),
+        position_ids=packed.position_ids[None].to(device),
+        attention_mask=attention_mask(packed, implementation_for(device), device, dtype),
+        logits_to_keep=indices.to(device),
+        use_cache=False,
+        **images,
+    ).logits
+    return torch.nn.functional.cross_entropy(logits[0].float(), labels.to(device), reduction="none")

@@ -1,0 +1,184 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch.nn import Parameter
+
+from plast_train.config import Config
+from plast_train.data.packing import PackedRow
+from plast_train.data.questions import Record
+from plast_train.data.sampling import Step, TrainingPlan
+from plast_train.distributed import Ranks
+from plast_train.errors import Interrupted, UserError
+from plast_train.lvlm.loading import Lvlm
+from plast_train.run_folder import RunFolder
+from plast_train.training import checkpoints
+from plast_train.training.batches import Batch, Row, batches, token_losses
+from plast_train.training.engine import learning_rate, set_learning_rate
+from plast_train.training.flops import ModelShape, row_flops, visible_pairs
+from plast_train.training.freezing_proof import require_gradients
+from plast_train.training.meters import Meters, rates
+from plast_train.training.validation import Validation
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """Everything one training run is made of, as one rank holds it."""
+
+    config: Config
+    run: RunFolder
+    ranks: Ranks
+    lvlm: Lvlm
+    records: list[Record]
+    plan: TrainingPlan
+    validation: Validation
+    engine: DeepSpeedEngine
+    trained: dict[str, Parameter]
+    identity: checkpoints.Identity
+    settings: dict[str, Any]
+    shape: ModelShape
+    last_checkpoint: Path | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.config.model.dtype)
+        return dtype
+
+
+def run_loop(training: Training, start: int) -> None:
+    """Trains from after `start` steps to the plan's end.
+
+    Raises:
+        UserError: the loss or the gradient is not finite; the weights are as before that step.
+        Interrupted: a stop signal came; a checkpoint was saved.
+    """
+    ranks, engine, config, total = training.ranks, training.engine, training.config, len(training.plan.steps)
+    meters = Meters(training.run.metrics, training.run.tensorboard, start) if ranks.is_first else None
+    saved_at = began = time.monotonic()
+    with ranks.progress("train", total, "steps", done=start) as progress:
+        for step, batch in enumerate(batches(training.plan.steps[start:], training.lvlm, ranks), start + 1):
+            rate = learning_rate(step - 1, total, config.train)
+            set_learning_rate(engine, rate)
+            loss = _forward_backward(training, step, batch)
+            engine.step()
+            norm = _finite_norm(training, step)
+            if step == start + 1:
+                require_gradients(engine, training.trained, ranks)
+            seconds = time.monotonic() - began
+
+            values: dict[str, Any] = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+            values |= _rates(training, batch, seconds)
+            if step % config.train.validate_every == 0 or step == total:
+                values["validation_loss"] = training.validation.losses(engine.module, training.dtype)
+            if meters is not None:
+                meters.write(step, values)
+            progress.add(1, f"loss {loss:.4f}")
+
+            stop = ranks.should_stop()
+            minutes = ranks.broadcast((time.monotonic() - saved_at) / 60)
+            due = step % config.checkpoint.every_steps == 0 or minutes >= config.checkpoint.every_minutes
+            if due or stop or step == total:
+                save(training, step)
+                saved_at = time.monotonic()
+            if stop and step < total:
+                raise Interrupted(
+                    f"stopped after step {step} of {total}, saved in {training.last_checkpoint}"
+                )
+            began = time.monotonic()
+    if meters is not None:
+        meters.close()
+
+
+def save(training: Training, step: int) -> None:
+    snap = checkpoints.snapshot(training.engine, training.trained, step)
+    training.last_checkpoint = checkpoints.write(
+        snap,
+        training.run.checkpoints,
+        training.identity,
+        training.settings,
+        training.ranks,
+        training.config.checkpoint.keep,
+    )
+    log.info("saved %s", training.last_checkpoint)
+
+
+def _forward_backward(training: Training, step: int, batch: Batch) -> float:
+    """The step's loss, the mean over its label tokens on all ranks, after leaving its gradients in the
+    engine. The last micro-step is not yet closed, so nothing has touched the weights."""
+    engine, ranks = training.engine, training.ranks
+    # DeepSpeed averages over ranks and micro-steps; this undoes it, for the mean over the step's labels.
+    weight = ranks.world * len(batch.rows) / batch.step.labels
+    total = torch.zeros((), dtype=torch.float64)
+    bad: list[Row] = []
+    for number, row in enumerate(batch.rows):
+        loss = token_losses(engine, row, ranks.device, training.dtype).sum()
+        engine.backward(loss * (weight if row.counts else 0.0))
+        if row.counts:
+            total += loss.item()
+        if not math.isfinite(loss.item()):
+            bad.append(row)
+        if number + 1 < len(batch.rows):
+            engine.step()  # only counts the micro-step
+    mean = float(ranks.sum(total)) / batch.step.labels
+    if not math.isfinite(mean):
+        ids = sorted({i for part in ranks.gather(_record_ids(training, bad)) for i in part})
+        raise UserError(_not_finite(training, f"the loss of step {step} is {mean}", ids))
+    return mean
+
+
+def _finite_norm(training: Training, step: int) -> float:
+    norm = float(training.engine.get_global_grad_norm())
+    if not math.isfinite(norm) or norm < 0:  # DeepSpeed says -1 where it is not finite
+        planned = training.plan.steps[step - 1]
+        keys = {s.key.record for trees in planned.rows for tree in trees for s in tree.sequences}
+        ids = sorted(training.records[number].id for number in keys)
+        raise UserError(_not_finite(training, f"the gradient of step {step} is not finite", ids))
+    return norm
+
+
+def _record_ids(training: Training, rows: list[Row]) -> list[str]:
+    def numbers(packed: PackedRow) -> set[int]:
+        return {placed.sequence.key.record for placed in packed.placed}
+
+    return [training.records[n].id for row in rows for n in numbers(row.packed)]
+
+
+def _not_finite(training: Training, what: str, ids: list[str]) -> str:
+    last = training.last_checkpoint or "none, the base is unchanged"
+    return (
+        f"{what}; records {', '.join(ids)}; last good checkpoint: {last}. "
+        f"Lower train.learning_rate ({training.config.train.learning_rate}) or look at these records"
+    )
+
+
+def _rates(training: Training, batch: Batch, seconds: float) -> dict[str, float | None]:
+    step, ranks = batch.step, training.ranks
+    flops = step_flops(training.shape, step, training.identity.layers, training.identity.modules)
+    return rates(seconds, batch.waited, step.samples, step.tokens, flops, ranks.device, ranks.world)
+
+
+def step_flops(shape: ModelShape, step: Step, layers: list[int], modules: str) -> float:
+    """Useful operations of one step on all ranks together."""
+    return sum(
+        row_flops(
+            shape,
+            tokens=sum(tree.tokens for tree in trees),
+            pairs=visible_pairs(trees),
+            labels=sum(s.labels for tree in trees for s in tree.sequences),
+            images=sum(tree.image is not None for tree in trees),
+            selected_layers=layers,
+            modules=modules,
+        )
+        for trees in step.rows
+    )

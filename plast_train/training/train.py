@@ -1,0 +1,172 @@
+"""The training stage: trains the selected layers on question-translation pairs (METHOD §4)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
+
+from plast_train.context import Context
+from plast_train.data.sampling import TrainingPlan, plan_training, split_records
+from plast_train.data.token_tree import TokenSequence
+from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
+from plast_train.lvlm.loading import Lvlm
+from plast_train.run_folder import publish_text, read_json, to_json
+from plast_train.stages import settings_of
+from plast_train.training import checkpoints
+from plast_train.training.engine import build_engine
+from plast_train.training.flops import shape_of as model_shape
+from plast_train.training.freezing_proof import (
+    describe_freezing,
+    frozen_hashes,
+    require_unchanged,
+    shape_of,
+)
+from plast_train.training.loop import Training, run_loop
+from plast_train.training.validation import Validation
+
+
+def train(context: Context) -> list[Path]:
+    """Trains from the base or the newest checkpoint to the end of the plan.
+
+    Afterwards `context.lvlm` is loaded anew where it is needed: it always means the base.
+
+    Raises:
+        UserError: see `run_loop`, `checkpoints.choose`, `checkpoints.write`.
+        Interrupted: stopped by a signal, after saving.
+    """
+    ranks, run = context.ranks, context.run
+    selection = read_json(run.selection)
+    layers, modules = list(selection["selected_layers"]), selection["modules"]
+    lvlm = context.lvlm
+    trained = trainable_parameters(lvlm.model, lvlm.family, layers, modules)
+    freeze_all_but(lvlm.model, trained)
+    proof = describe_freezing(lvlm.model, trained)
+    ranks.say(
+        f"training layers {layers} ({modules}): {proof['trained_parameters']:,} parameters in "
+        f"{len(trained)} tensors, {proof['trained_fraction']:.2%} of all; "
+        f"{proof['frozen_parameters']:,} are frozen"
+    )
+    before = frozen_hashes(lvlm.model, trained)
+
+    training = _prepare(context, lvlm, trained, layers, modules)
+    start = _resume(training)
+    run_loop(training, start)
+
+    require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
+    ranks.say(f"frozen tensors are unchanged to the bit ({len(before)} compared by SHA-256)")
+    proof |= {"frozen_tensors_unchanged": len(before), "every_trained_tensor_had_a_gradient": True}
+    record = run.path / "freezing.json"
+    if ranks.is_first:
+        publish_text(record, to_json(proof))
+    training.engine.destroy()
+    del context.lvlm
+    assert training.last_checkpoint is not None
+    return [training.last_checkpoint, run.metrics, record]
+
+
+def _prepare(
+    context: Context, lvlm: Lvlm, trained: dict[str, Parameter], layers: list[int], modules: str
+) -> Training:
+    config, ranks = context.config, context.ranks
+    numbers, held_back = split_records(len(context.records), config.train.validation_records, config.seed)
+    plan = plan_training(
+        [_translations(context, number) for number in numbers],
+        config.train.global_batch,
+        config.train.tokens_per_row,
+        config.seed,
+        config.train.epochs,
+        config.train.max_steps,
+    )
+    held = [_translations(context, number) for number in held_back]
+    validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
+    if config.train.recompute:
+        _recompute(lvlm, min(layers))
+    micro_steps = -(-plan.rows_per_step // ranks.world)
+    shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
+    return Training(
+        config=config,
+        run=context.run,
+        ranks=ranks,
+        lvlm=lvlm,
+        records=context.records,
+        plan=plan,
+        validation=validation,
+        engine=build_engine(lvlm.model, trained, config, ranks.world, micro_steps),
+        trained=trained,
+        identity=checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes),
+        settings=settings_of("train", config) | {"data": _digest(plan)},
+        shape=model_shape(lvlm.config),
+    )
+
+
+def _translations(context: Context, number: int) -> list[TokenSequence]:
+    """A record's samples: its question in each language but English, answered by the English one."""
+    config, record = context.config, context.records[number]
+    return [
+        context.prompter.translation(
+            number, record, language, config.train.instruction, config.train.image_in_training
+        )
+        for language in config.data.languages
+        if language != "en" and language in record.questions
+    ]
+
+
+def _resume(training: Training) -> int:
+    """The step to go on from, after loading the newest whole checkpoint if there is one."""
+    ranks, folder = training.ranks, training.run.checkpoints
+    if ranks.is_first:
+        _set_aside(training, folder)
+    ranks.barrier()
+    found = checkpoints.choose(folder, training.identity, training.settings, ranks)
+    if found is None:
+        return 0
+    training.last_checkpoint = found
+    step = checkpoints.restore(found, training.engine, training.trained, ranks)
+    ranks.say(f"resumed from {found} (step {step} of {len(training.plan.steps)})")
+    return step
+
+
+def _set_aside(training: Training, folder: Path) -> None:
+    """Moves checkpoints of other layers or settings out of the way: their stage is done anew, and what may
+    have taken days is not deleted. Those of another base are left, for `choose` to refuse."""
+    found = checkpoints.newest_valid(folder, lambda _: None)
+    if found is None or found[1]["base"] != training.identity.base:
+        return
+    stored, identity = found[1], training.identity
+    changed = checkpoints.changed_settings(
+        stored["settings"] | {"layers": stored["layers"], "modules": stored["modules"]},
+        training.settings | {"layers": identity.layers, "modules": identity.modules},
+    )
+    if not changed:
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}-before-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    training.ranks.say(
+        f"WARNING: the checkpoints were trained otherwise ({changed}); training starts anew, they are now in "
+        f"{aside}: remove it when it is no longer needed"
+    )
+
+
+def _recompute(lvlm: Lvlm, lowest: int) -> None:
+    """Keeps no activations inside the layers that carry a gradient; the ones below carry none anyway."""
+    for layer in lvlm.family.layers(lvlm.model)[lowest:]:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+
+
+def _digest(plan: TrainingPlan) -> str:
+    """SHA-256 of what every row of every step holds, in order."""
+    digest = hashlib.sha256()
+    for step in plan.steps:
+        content: list[Any] = [
+            [[s.key, s.tokens, s.labels] for tree in trees for s in tree.sequences] for trees in step.rows
+        ]
+        digest.update(json.dumps(content).encode())
+    return digest.hexdigest()

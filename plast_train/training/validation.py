@@ -1,0 +1,52 @@
+"""The loss on held-back records, language by language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from plast_train.data.packing import deal, fill_rows
+from plast_train.data.token_tree import TokenSequence, TokenTree, grow_tree, split_tree
+from plast_train.distributed import Ranks
+from plast_train.lvlm.loading import Lvlm
+from plast_train.training.batches import load_row, token_losses
+
+
+class Validation:
+    """Rows of held-back records; planned once, without regard to the number of ranks."""
+
+    def __init__(
+        self,
+        records: Sequence[Sequence[TokenSequence]],
+        languages: Sequence[str],
+        tokens_per_row: int,
+        lvlm: Lvlm,
+        ranks: Ranks,
+    ) -> None:
+        self.languages, self.lvlm, self.ranks = languages, lvlm, ranks
+        trees: list[TokenTree] = [
+            part for record in records if record for part in split_tree(grow_tree(record), tokens_per_row)
+        ]
+        self.rows = fill_rows(trees, tokens_per_row)
+
+    @torch.no_grad()
+    def losses(self, model: torch.nn.Module, dtype: torch.dtype) -> dict[str, float]:
+        """Mean cross-entropy over the label tokens of each language that has any, in nats."""
+        sums = torch.zeros(len(self.languages), 2, dtype=torch.float64)
+        for dealt in deal(self.rows, self.ranks.rank, self.ranks.world):
+            row = load_row(dealt, self.lvlm)
+            losses = token_losses(model, row, self.ranks.device, dtype).cpu()
+            if not row.counts:
+                continue
+            start = 0
+            for placed in row.packed.placed:
+                part = losses[start : start + placed.sequence.labels]
+                start += placed.sequence.labels
+                sums[placed.sequence.key.language] += torch.tensor([float(part.sum()), len(part)])
+        sums = self.ranks.sum(sums)
+        return {
+            language: float(total / count)
+            for language, (total, count) in zip(self.languages, sums, strict=True)
+            if count > 0
+        }
