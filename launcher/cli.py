@@ -1,0 +1,204 @@
+"""The `plast` command: reads its arguments and hands on. Imports nothing heavy, so that help and refusals
+come at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from plast_train.errors import UserError, nearest
+
+STAGES = ("collect", "select", "train", "export", "evaluate", "report")
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses with one message; abbreviated options are not accepted."""
+
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(
+            prog=f"plast {command}".strip(),
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Options and positional arguments in any order.
+
+        Raises:
+            UserError: wrong arguments; an unknown option is answered with the nearest one.
+        """
+        parsed, unknown = self.parse_known_intermixed_args(arguments)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            self.error(f"unknown option {option}{nearest(option, self._option_string_actions)}")
+        return parsed
+
+
+@dataclass(frozen=True)
+class Command:
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0 when done, 2 for what the user can mend, 1 otherwise."""
+    try:
+        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"plast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("plast: stopped", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name in {"-h", "--help", "help"}:
+        print(_overview())
+        return 0 if arguments else 2
+    if name == "--version":
+        from importlib.metadata import version
+
+        print(f"plast {version('plast')}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"'{name}' is no command{nearest(name, COMMANDS)} (see plast --help)")
+    command = COMMANDS[name]
+    parser = Parser(name, command.summary)
+    command.add_arguments(parser)
+    return command.run(parser.parse(arguments[1:]))
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: plast COMMAND …",
+            "",
+            "Finds the layers of a vision-language model where languages diverge and trains only those.",
+            "",
+            *lines,
+            "",
+            "plast COMMAND --help explains one. Exit codes: 0 done, 2 you can mend it, 1 otherwise.",
+        ]
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
+    return int(text)
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (e.g. tiny) or a YAML file")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", help="replaces a value of the recipe"
+    )
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder")
+    parser.add_argument(
+        "--nproc",
+        metavar="N",
+        type=_count,
+        help="ranks on this machine (default: one for each GPU, or one on the CPU)",
+    )
+
+
+def _run(stages: tuple[str, ...]) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        from launcher.run import run_stages
+
+        return run_stages(arguments.recipe, arguments.overrides, arguments.out, arguments.nproc, stages)
+
+    return run
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from launcher.plan import run_plan
+
+    return run_plan(arguments.recipe, arguments.overrides, arguments.json)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from launcher.run import run_stages
+
+    return run_stages("tiny", [], arguments.out, min(2, os.cpu_count() or 1), STAGES)
+
+
+def _doctor(_arguments: argparse.Namespace) -> int:
+    from launcher.doctor import run_doctor
+
+    return run_doctor()
+
+
+def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new model's folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        type=Path,
+        help="folder of another tokenizer.model (with random weights)",
+    )
+    parser.add_argument("--random-weights", action="store_true", help="do not train; ready in seconds")
+
+
+def _make_tiny(arguments: argparse.Namespace) -> int:
+    if arguments.out.exists():
+        raise UserError(f"{arguments.out}: is already there; give a new folder")
+    from plast_train.lvlm.tiny.base import make_tiny
+
+    make_tiny(arguments.out, arguments.seed, arguments.tokenizer, arguments.random_weights)
+    print(arguments.out)
+    return 0
+
+
+STAGE_SUMMARIES = {
+    "collect": "record which FFN neurons are active for each question in each language",
+    "select": "choose the layers that are specific to languages",
+    "train": "train the selected layers to translate questions into English",
+    "export": "write the trained model as a Hugging Face folder",
+    "evaluate": "score the base and the trained model on the benchmarks",
+    "report": "write one HTML page about the run",
+}
+COMMANDS = {
+    "run": Command("all stages in order, skipping what is done", _run_arguments, _run(STAGES)),
+    **{
+        stage: Command(f"only this stage: {summary}", _run_arguments, _run((stage,)))
+        for stage, summary in STAGE_SUMMARIES.items()
+    },
+    "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
+    "doctor": Command("check this machine and say what to mend", lambda _parser: None, _doctor),
+    "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
+    "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""What can be wrong between the base model and what is to be done with it: layers, prompts, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plast_train.config import Config
+from plast_train.data.questions import Record
+from plast_train.data.token_tree import TokenSequence
+from plast_train.errors import UserError
+from plast_train.lvlm.families import Family
+from plast_train.lvlm.loading import check_base, load_text_side, make_prompter
+from plast_train.run_folder import RunFolder
+
+# Of the layers, where a rule is yet to choose them: the paper trains 5 of 32.
+USUAL_SHARE = 5 / 32
+
+
+class BaseModel:
+    """The base as far as it is known without its weights; `config` has transformers' defaults too."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        from transformers import AutoConfig
+
+        self.folder = folder
+        self.trust = config.model.trust_remote_code
+        self.family: Family = check_base(folder)
+        self.hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust)
+        self.config: dict[str, Any] = self.hf_config.to_dict()
+        self.layers: int = self.config["text_config"]["num_hidden_layers"]
+        self.positions: int = self.config["text_config"]["max_position_embeddings"]
+        tokenizer, _ = load_text_side(folder, self.trust)
+        self.prompter = make_prompter(tokenizer, self.family, self.config, config.data.languages)
+
+    def trained_parameters(self, config: Config) -> int:
+        """Parameters that the selection trains; of a usual share of layers where a rule is yet to choose."""
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        from plast_train.lvlm.freezing import trainable_parameters
+
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(self.hf_config, trust_remote_code=self.trust)
+        by_rule = max(1, round(self.layers * USUAL_SHARE))
+        counts = {"msd": by_rule, "all": self.layers, "layers": len(config.selection.layers)}
+        count = counts.get(config.selection.strategy, config.selection.k or 0)
+        named = trainable_parameters(model, self.family, range(count), config.selection.modules)
+        return sum(parameter.numel() for parameter in named.values())
+
+
+def check_selection(config: Config, base: BaseModel) -> None:
+    """Raises UserError for layers by number, or a number of layers, that the decoder does not have."""
+    selection, last = config.selection, base.layers - 1
+    outside = [layer for layer in selection.layers if not 0 <= layer <= last]
+    if outside:
+        raise UserError(f"selection.layers: no layer {outside[0]}; the decoder has layers 0 to {last}")
+    if selection.k is not None and selection.k > base.layers:
+        raise UserError(f"selection.k={selection.k}: the decoder has {base.layers} layers; give fewer")
+
+
+def check_checkpoints(run: RunFolder, fingerprint: str) -> None:
+    """Checkpoints hold only what is trained, so they are of no use with another base.
+
+    Raises:
+        UserError: the run folder holds one of another base.
+    """
+    for manifest in sorted(run.checkpoints.glob("step-*/manifest.json"), reverse=True):
+        try:
+            made_from = json.loads(manifest.read_text(encoding="utf-8"))["base"]
+        except (OSError, ValueError, KeyError):
+            continue  # torn: the ranks pass over it, loudly
+        if made_from != fingerprint:
+            raise UserError(
+                f"{manifest.parent}: was made from another base than model.path names now "
+                f"({made_from[:16]}…, not {fingerprint[:16]}…); give that base again or another --out"
+            )
+
+
+def usable_records(config: Config, base: BaseModel, records: list[Record]) -> list[Record]:
+    """The records whose sequences the model can run, in order.
+
+    Raises:
+        UserError: more of them than `data.max_bad_fraction` cannot.
+    """
+    from plast_train.data.audit import check_sequences
+
+    languages, prompter = config.data.languages, base.prompter
+
+    def probes() -> Iterator[TokenSequence]:
+        for number, record in enumerate(records):
+            for language in languages:
+                yield prompter.probe(number, record, language)
+
+    def translations() -> Iterator[TokenSequence]:
+        train = config.train
+        for number, record in enumerate(records):
+            for language in languages:
+                if language != "en":
+                    yield prompter.translation(
+                        number, record, language, train.instruction, train.image_in_training
+                    )
+
+    kept = set(range(len(records)))
+    for section, sequences in (("probe", probes()), ("train", translations())):
+        kept &= set(
+            check_sequences(
+                sequences,
+                records,
+                config.data,
+                tokens_per_row=getattr(config, section).tokens_per_row,
+                row_option=f"{section}.tokens_per_row",
+                max_positions=base.positions,
+                image_token_id=prompter.image_token,
+                image_tokens=prompter.image_tokens,
+                with_labels=section == "train",
+            )
+        )
+    return [records[number] for number in sorted(kept)]
+
+
+def check_benchmarks(config: Config, base: BaseModel) -> None:
+    """Raises UserError for a benchmark or a row of one that cannot be evaluated."""
+    from plast_train.evaluation.benchmarks import read_benchmark
+    from plast_train.evaluation.evaluate import check_prompts
+
+    benchmarks = [read_benchmark(Path(path)) for path in config.evaluate.benchmarks]
+    if benchmarks:
+        check_prompts(benchmarks, base.prompter, base.positions, config.evaluate.max_new_tokens)

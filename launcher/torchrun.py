@@ -1,0 +1,193 @@
+"""Ranks on this machine: torchrun's command, the signals to the ranks, what a failure of theirs says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from launcher.child import STOP_SIGNALS
+from plast_train.errors import UserError
+from plast_train.run_folder import RunFolder, read_json
+
+# What a rank runs, as `python -m`.
+PIPELINE = "plast_train.pipeline"
+# Seconds that the other ranks get to end after one has failed; they wait for it in an exchange.
+SECONDS_TO_END = 10
+# A rank whose handlers are not set yet ignores signals, so a stop is repeated until the ranks have ended.
+SECONDS_BETWEEN_SIGNALS = 2.0
+# More CPU threads than this do not make a rank on a GPU faster.
+MOST_THREADS = 8
+
+PASSED_ON = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+
+
+@dataclass(frozen=True)
+class Machines:
+    """How many machines take part and which this is, from the variables that cluster software sets on each:
+    NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT."""
+
+    count: int = 1
+    rank: int = 0
+    address: str = ""
+    port: int = 29500
+
+    @staticmethod
+    def of(environment: Mapping[str, str]) -> Machines:
+        """Raises UserError for a value that is no number, and for several machines without an address."""
+
+        def number(name: str, default: int) -> int:
+            text = environment.get(name, str(default))
+            if not text.isdigit():
+                raise UserError(f"environment variable {name}={text}: must be a number")
+            return int(text)
+
+        count, rank = number("NNODES", 1), number("NODE_RANK", 0)
+        if count <= 1:
+            return Machines()
+        address = environment.get("MASTER_ADDR", "")
+        if not address:
+            raise UserError(f"NNODES={count}, but MASTER_ADDR, the first machine's address, is not set")
+        if rank >= count:
+            raise UserError(f"NODE_RANK={rank}, but NNODES={count}; ranks of machines count from 0")
+        return Machines(count, rank, address, number("MASTER_PORT", 29500))
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def options(self) -> list[str]:
+        """torchrun's options."""
+        if self.count == 1:
+            return ["--standalone"]
+        options: dict[str, int | str] = {"nnodes": self.count, "node-rank": self.rank}
+        options |= {"master-addr": self.address, "master-port": self.port}
+        return [f"--{name}={value}" for name, value in options.items()]
+
+
+def command(run: RunFolder, stages: Sequence[str], nproc: int, machines: Machines) -> list[str]:
+    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline."""
+    return [
+        *(sys.executable, "-m", "launcher.child", "torch.distributed.run"),
+        *machines.options(),
+        f"--nproc-per-node={nproc}",
+        f"--shutdown-timeout={SECONDS_TO_END}",
+        "--signals-to-handle=SIGQUIT",  # all others go to the ranks alone, see launcher.child
+        *("--module", "launcher.child", PIPELINE),
+        *(str(run.path.resolve()), *stages),
+    ]
+
+
+def rank_environment(nproc: int, gpus: int) -> dict[str, str]:
+    """This process's environment for the ranks.
+
+    On the CPU a rank has one thread whatever the number of ranks, because sums over another number of
+    threads differ in the last digit; the user's own OMP_NUM_THREADS goes before.
+    """
+    threads = max(1, min(MOST_THREADS, (os.cpu_count() or 1) // nproc)) if gpus else 1
+    defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    # DeepSpeed looks for ninja, which lies beside Python also where the environment is not activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**defaults, **os.environ, "PATH": path}
+
+
+def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, machines: Machines) -> int:
+    """Runs the stages on `nproc` ranks and waits for them. Returns 0 when they are done, else 1.
+
+    A stop signal is passed on to the ranks, which save and end; a second Ctrl-C ends them at once.
+
+    Raises:
+        UserError: what a rank found that the user can mend.
+    """
+    run.logs.mkdir(parents=True, exist_ok=True)
+    for old in run.logs.glob("failure-rank-*.json"):
+        old.unlink()
+    with (run.logs / "torchrun.log").open("ab") as log:
+        agent = subprocess.Popen(
+            command(run, stages, nproc, machines),
+            env=rank_environment(nproc, gpus),
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C on the terminal reaches the launcher alone
+        )
+        code = _wait(agent)
+    return explain(run, code)
+
+
+def explain(run: RunFolder, code: int) -> int:
+    """Says on stderr why ranks ended early: the earliest of the failures they wrote down. Returns 0 or 1.
+
+    Raises:
+        UserError: where that failure is one that the user can mend.
+    """
+    failures = [read_json(path) for path in run.logs.glob("failure-rank-*.json")]
+    if not failures and code == 0:
+        return 0
+    if not failures:
+        log = run.logs / "torchrun.log"
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+        print(f"{tail}\nplast: the ranks ended without a word (exit code {code}); see {log}", file=sys.stderr)
+        return 1
+    first: dict[str, Any] = min(failures, key=lambda failure: failure["time"])
+    if first["kind"] == "user":
+        raise UserError(first["message"])
+    if first["kind"] == "defect":
+        print(first["traceback"].rstrip(), file=sys.stderr)
+        print(f"plast: a defect of the program; the logs are in {run.logs}", file=sys.stderr)
+    else:
+        print(f"plast: {first['message']}", file=sys.stderr)
+        print("plast: stopped by a signal; the same command goes on from there", file=sys.stderr)
+    return 1
+
+
+def _wait(agent: subprocess.Popen[bytes]) -> int:
+    """Waits for the end of the ranks, passing signals on. Returns torchrun's exit code."""
+    with _received_signals() as received:
+        said = False
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return agent.wait(timeout=SECONDS_BETWEEN_SIGNALS if said else 0.2)
+            if received.count(signal.SIGINT) > 1:
+                _signal(agent, signal.SIGKILL)
+            elif received:
+                # The ranks know no SIGINT and SIGHUP, which a terminal sends.
+                _signal(agent, received[-1] if received[-1] in PASSED_ON else signal.SIGTERM)
+                if not said:
+                    print("plast: stopping; the ranks save first", file=sys.stderr, flush=True)
+                said = True
+
+
+def _signal(agent: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """To the ranks, which are the agent's children; SIGKILL to the agent too."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(agent.pid)
+        for rank in process.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+        if number == signal.SIGKILL:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _received_signals() -> Iterator[list[signal.Signals]]:
+    """The stop signals that arrive inside the block, in their order."""
+    received: list[signal.Signals] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(signal.Signals(number))
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
