@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +14,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from plast_train.errors import UserError
 from plast_train.progress import Progress
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,6 +43,20 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Rank 0's result of `action`, on every rank. A UserError there is raised on every rank, so that
+        none is left waiting."""
+        outcome: tuple[Any, str | None] = (None, None)
+        if self.is_first:
+            try:
+                outcome = (action(), None)
+            except UserError as error:
+                outcome = (None, str(error))
+        result, message = self.broadcast(outcome)
+        if message is not None:
+            raise UserError(message)
+        return result
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value in rank order, on every rank."""

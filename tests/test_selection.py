@@ -250,13 +250,11 @@ LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * FFN + 2 * WIDTH
 class OneRank:
     """The part of `Ranks` that selecting uses, for one process."""
 
-    is_first = True
-
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def broadcast(self, value):
-        return value
+    def on_first(self, action):
+        return action()
 
     def say(self, text):
         self.said.append(text)

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 from plast_train.analysis.plots import plot_layers
 from plast_train.config import Config
 from plast_train.context import Context
-from plast_train.errors import UserError
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.run_folder import publish_text, read_json, to_json
@@ -26,16 +25,7 @@ def select(context: Context) -> list[Path]:
     Raises:
         UserError: on every rank, where `select_layers` or the model refuses the selection.
     """
-    ranks = context.ranks
-    outcome: tuple[list[Path], str | None] = ([], None)
-    if ranks.is_first:
-        try:
-            outcome = (_select(context), None)
-        except UserError as error:
-            outcome = ([], str(error))
-    outputs, message = ranks.broadcast(outcome)
-    if message is not None:
-        raise UserError(message)
+    outputs: list[Path] = context.ranks.on_first(lambda: _select(context))
     return outputs
 
 

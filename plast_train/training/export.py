@@ -1,0 +1,239 @@
+"""The stage `export`: the base's folder again, with the trained tensors in place of the base's.
+
+A weight file is copied byte for byte and only the ranges that hold trained tensors are written over, so
+names, order, sharding and every other tensor are the base's by construction, and memory holds the trained
+tensors alone. (The format: 8 bytes of header length, a JSON header with dtype, shape and byte range of each
+tensor, the data. https://huggingface.co/docs/safetensors)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plast_train.context import Context
+from plast_train.errors import UserError
+from plast_train.lvlm.families import family_of
+from plast_train.lvlm.loading import weight_files
+from plast_train.run_folder import publish_folder, read_json, sync_file
+from plast_train.training.checkpoints import checkpoints, load_masters, read_manifest
+from plast_train.training.model_card import model_card
+
+# Everything of a base that is not weights and that transformers reads, and its licence.
+_COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+_CHUNK = 16 * 2**20
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a safetensors file: its bytes are `start` to `stop`, counted from the file's begin."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def export(context: Context) -> list[Path]:
+    """Writes `RUN/export/`, a Hugging Face model folder, from the newest checkpoint. Rank 0 does the work.
+
+    Raises:
+        UserError: on every rank; no whole checkpoint, or one of another base.
+    """
+    context.ranks.on_first(lambda: _export(context))
+    return [context.run.export]
+
+
+def _export(context: Context) -> None:
+    run, base = context.run, Path(context.base["path"])
+    found = checkpoints(run.checkpoints)
+    if not found:
+        raise UserError(f"{run.checkpoints}: no checkpoint to export; run `plast train` first")
+    masters = load_masters(found[0])
+    manifest = read_manifest(found[0])
+    if manifest["base"] != context.base["fingerprint"]:
+        raise UserError(
+            f"{found[0]}: was made from another base than {base}; train with this base, or give that one"
+        )
+    card = model_card(context.config, run, manifest)
+    write_export(base, context.base["files"], masters, run.export, card)
+    changed = check_export(base, run.export, masters)
+    context.ranks.say(
+        f"export: {run.export} ({changed} tensors of the base replaced, all others equal to the byte)"
+    )
+
+
+def write_export(
+    base: Path, hashes: Mapping[str, str], masters: Mapping[str, torch.Tensor], target: Path, card: str
+) -> None:
+    """Publishes `target`: the folder `base` with `masters` (by parameter name) cast to the dtype they have on
+    disk, and `card` as its README.md. `hashes` gives the SHA-256 of files of the base.
+
+    Raises:
+        UserError: the base's files are not those of `hashes`, lack a trained tensor, or hold it in another
+            shape or a dtype that cannot be written.
+    """
+    files = _files_of(base)
+    stored = disk_tensors(base, masters)
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for file in files:
+        copy = temporary / file.name
+        read = _copy(file, copy)
+        if hashes.get(file.name, read) != read:
+            raise UserError(
+                f"{file}: is not the file the run began with; put that one back, or begin a new run"
+            )
+        _write_over(copy, {at: masters[name] for name, at in stored.items() if at.file == file})
+        sync_file(copy)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    sync_file(temporary / "README.md")
+    publish_folder(temporary, target)
+
+
+def check_export(base: Path, export: Path, trained: Collection[str]) -> int:
+    """Reads both folders again and returns how many tensors differ.
+
+    Raises:
+        RuntimeError: a file, a header or a tensor that is not among `trained` (parameter names) differs.
+    """
+    allowed = {stored.key for stored in disk_tensors(base, trained).values()}
+    changed = 0
+    for file in _files_of(base):
+        other = export / file.name
+        if not other.is_file():
+            raise RuntimeError(f"{other}: missing")
+        if file.suffix != ".safetensors":
+            if file.read_bytes() != other.read_bytes():
+                raise RuntimeError(f"{other}: differs from the base's")
+            continue
+        if _header_bytes(file) != _header_bytes(other):
+            raise RuntimeError(f"{other}: other keys, dtypes or shapes than the base's")
+        if file.stat().st_size != other.stat().st_size:
+            raise RuntimeError(f"{other}: another size than the base's")
+        for stored in _tensors_of(file):
+            if not _same_bytes(file, other, stored.start, stored.stop):
+                if stored.key not in allowed:
+                    raise RuntimeError(f"{other}: {stored.key} differs from the base, but was not trained")
+                changed += 1
+    return changed
+
+
+def disk_tensors(base: Path, names: Collection[str]) -> dict[str, StoredTensor]:
+    """Where parameters of decoder layers (by their name in `model.named_parameters()`) are stored.
+
+    Names on disk differ from the model's in what precedes `layers.` (`language_model.model.layers.0…` for
+    `model.language_model.layers.0…`, depending on who wrote the folder). The one prefix under which the
+    folder has all of them outside the vision tower is found, so nothing depends on a version's renaming.
+
+    Raises:
+        UserError: none or several such prefixes.
+    """
+    config = base / "config.json"
+    family = family_of(read_json(config), str(config))
+    decoder, vision = family.decoder_path + ".", family.vision_path.rpartition(".")[2]
+    outside = [name for name in names if not name.startswith(decoder + "layers.")]
+    if outside:
+        raise ValueError(f"{outside[0]}: not a parameter of a decoder layer")
+    stored = {tensor.key: tensor for file in _weights_of(base) for tensor in _tensors_of(file)}
+    inner = {name: name.removeprefix(decoder) for name in names}
+    first = next(iter(inner.values()))
+    prefixes = [
+        prefix
+        for prefix in (key.removesuffix(first) for key in stored if ("." + key).endswith("." + first))
+        if vision not in prefix.split(".") and all(prefix + rest in stored for rest in inner.values())
+    ]
+    if len(prefixes) != 1:
+        raise UserError(f"{base}: {len(prefixes)} places in the weights hold '{first}'; one was expected")
+    return {name: stored[prefixes[0] + rest] for name, rest in inner.items()}
+
+
+def _files_of(base: Path) -> list[Path]:
+    others = [
+        path
+        for path in sorted(base.iterdir())
+        if path.is_file()
+        and (path.suffix in _COPIED or path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")))
+        and not path.name.endswith(".bin.index.json")
+    ]
+    return others + _weights_of(base)
+
+
+def _weights_of(base: Path) -> list[Path]:
+    """The files transformers reads: those of the index where there is one."""
+    index = base / "model.safetensors.index.json"
+    if not index.exists():
+        return weight_files(base)
+    return [base / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copies and returns the SHA-256 of what was read."""
+    digest = hashlib.sha256()
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            digest.update(chunk)
+            writer.write(chunk)
+    return digest.hexdigest()
+
+
+def _write_over(file: Path, tensors: Mapping[StoredTensor, torch.Tensor]) -> None:
+    with file.open("r+b") as writer:
+        for stored, master in tensors.items():
+            if stored.dtype not in _DTYPES or stored.shape != tuple(master.shape):
+                raise UserError(
+                    f"{stored.file}: {stored.key} is {stored.dtype} {stored.shape}; trained was "
+                    f"{tuple(master.shape)}, and {', '.join(_DTYPES)} can be written"
+                )
+            values = master.to(_DTYPES[stored.dtype]).contiguous()
+            if not bool(values.isfinite().all()):
+                raise UserError(
+                    f"{stored.key}: a trained weight is not finite in {stored.dtype}; the training diverged"
+                )
+            writer.seek(stored.start)
+            writer.write(values.view(torch.uint8).numpy().tobytes())
+
+
+def _header_bytes(file: Path) -> bytes:
+    with file.open("rb") as reader:
+        return reader.read(int.from_bytes(reader.read(8), "little"))
+
+
+def _tensors_of(file: Path) -> list[StoredTensor]:
+    raw = _header_bytes(file)
+    header: dict[str, Any] = json.loads(raw)
+    header.pop("__metadata__", None)
+    begin = 8 + len(raw)
+    return [
+        StoredTensor(
+            file,
+            key,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            *(begin + offset for offset in entry["data_offsets"]),
+        )
+        for key, entry in header.items()
+    ]
+
+
+def _same_bytes(one: Path, other: Path, start: int, stop: int) -> bool:
+    with one.open("rb") as a, other.open("rb") as b:
+        a.seek(start)
+        b.seek(start)
+        while start < stop:
+            size = min(_CHUNK, stop - start)
+            if a.read(size) != b.read(size):
+                return False
+            start += size
+    return True
