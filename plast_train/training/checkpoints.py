@@ -25,11 +25,10 @@ from torch.nn import Parameter
 from plast_train.distributed import Ranks
 from plast_train.errors import UserError
 from plast_train.run_folder import publish_folder, sha256_of, sync_file, sync_folder, to_json
+from plast_train.training.checkpoint_size import checkpoint_bytes
 from plast_train.training.partitions import owned_ranges, publish_masters, set_adam_step
 
 FORMAT = 1
-BYTES_PER_PARAMETER = 12  # fp32 master and two moments
-OVERHEAD_PER_RANK = 64 * 1024  # names, random states
 _STEP_FOLDER = re.compile(r"step-\d{8}")
 _SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.safetensors")
 
@@ -55,11 +54,6 @@ class Snapshot:
     step: int
     zero_stage: int
     tensors: dict[str, torch.Tensor]
-
-
-def checkpoint_bytes(elements: int, world: int) -> int:
-    """An upper bound of a checkpoint's size for `elements` trained parameters."""
-    return elements * BYTES_PER_PARAMETER + world * OVERHEAD_PER_RANK
 
 
 def snapshot(engine: DeepSpeedEngine, parameters: dict[str, Parameter], step: int) -> Snapshot:
