@@ -105,7 +105,8 @@ def load_text_side(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, use_fast=False)
+    # The same pixels with and without torchvision.
+    images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, backend="pil")
     return tokenizer, images
 
 

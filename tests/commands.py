@@ -1,0 +1,44 @@
+"""Running `plast` as a user does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def plast(
+    *arguments: str | Path, fails: bool = False, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, one thread a rank; asserts that it succeeds (or fails)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent.parent,
+    )
+    assert (done.returncode != 0) == fails, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def start_plast(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    """Starts the command and returns at once; its output is thrown away."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "launcher.cli", *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for(path: Path, seconds: float = 120) -> None:
+    """Waits until the file exists."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} has not appeared"
+        time.sleep(0.02)
