@@ -1,0 +1,163 @@
+"""What the data are, before a GPU is spent: counts, tokens per language, sequences that cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from plast_train.config import DataConfig
+from plast_train.data.languages import language_name
+from plast_train.data.questions import Record, refuse_or_leave_out
+from plast_train.data.readers import Defect
+from plast_train.data.token_tree import TokenSequence
+
+
+@dataclass(frozen=True)
+class LanguageTokens:
+    """Tokens of the questions' own text in one language.
+
+    `per_english_word` is the fertility: tokens over the words of the same questions in English, so that
+    languages without spaces between words compare. `relative_to_english` is the ratio of the token counts,
+    the tokenization premium of Petrov et al. 2023 (arXiv 2305.15425).
+    """
+
+    mean: float
+    longest: int
+    per_english_word: float
+    relative_to_english: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Counts of the records and, if there was a tokenizer, of their tokens.
+
+    `repeated_questions` counts records whose English question an earlier record has (templates repeat);
+    `repeated_records` those about the same image, too. `longest_sequence` names record and language.
+    """
+
+    records: int
+    with_image: int
+    images: int
+    repeated_questions: int
+    repeated_records: int
+    languages: list[str]
+    tokens: dict[str, LanguageTokens] = field(default_factory=dict)
+    longest_sequence: int | None = None
+    longest_where: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        shown = [
+            f"{self.records} records in {len(self.languages)} languages, {self.with_image} of them about "
+            f"{self.images} images; {self.repeated_questions} repeat an earlier question in English, "
+            f"{self.repeated_records} of them about the same image"
+        ]
+        if self.tokens:
+            shown.append("language                  tokens/question  longest  tokens/English word  × English")
+        for code, t in self.tokens.items():
+            name = f"{code} {language_name(code)}"
+            shown.append(
+                f"{name:<25} {t.mean:>15.1f} {t.longest:>8d} {t.per_english_word:>20.2f} "
+                f"{t.relative_to_english:>10.2f}"
+            )
+        if self.longest_sequence is not None:
+            shown.append(f"longest sequence: {self.longest_sequence} tokens ({self.longest_where})")
+        return shown
+
+
+def audit(records: Sequence[Record], config: DataConfig, sequences: Iterable[TokenSequence] = ()) -> Audit:
+    """Counts the records, and the tokens of `sequences` made from them (each record in every language, as
+    probing does; read once, so a generator will do). Without sequences nothing is said of tokens."""
+    images = [record.image for record in records if record.image is not None]
+    questions = [record.questions["en"] for record in records]
+    pairs = [(record.image, record.questions["en"]) for record in records if record.image is not None]
+    counts: dict[int, list[int]] = {n: [] for n in range(len(config.languages))}
+    words = 0
+    longest: TokenSequence | None = None
+    for sequence in sequences:
+        start, stop = sequence.question
+        counts[sequence.key.language].append(stop - start)
+        if config.languages[sequence.key.language] == "en":
+            words += len(records[sequence.key.record].questions["en"].split())
+        if longest is None or len(sequence.tokens) > len(longest.tokens):
+            longest = sequence
+    english = sum(counts[config.languages.index("en")])
+    tokens = {
+        config.languages[language]: LanguageTokens(
+            mean=sum(count) / len(count),
+            longest=max(count),
+            per_english_word=sum(count) / words,
+            relative_to_english=sum(count) / english,
+        )
+        for language, count in counts.items()
+        if count
+    }
+    return Audit(
+        records=len(records),
+        with_image=len(images),
+        images=len(set(images)),
+        repeated_questions=len(questions) - len(set(questions)),
+        repeated_records=len(pairs) - len(set(pairs)),
+        languages=list(config.languages),
+        tokens=tokens,
+        longest_sequence=len(longest.tokens) if longest else None,
+        longest_where=_where(longest, records, config) if longest else None,
+    )
+
+
+def check_sequences(
+    sequences: Iterable[TokenSequence],
+    records: Sequence[Record],
+    config: DataConfig,
+    *,
+    tokens_per_row: int,
+    row_option: str,
+    max_positions: int,
+    image_token_id: int,
+    image_tokens: int,
+    with_labels: bool,
+) -> list[int]:
+    """Numbers of the records whose sequences can all run, in order; `row_option` names `tokens_per_row` in
+    messages (`train.tokens_per_row`), `with_labels` says that the sequences are to be trained on.
+
+    Raises:
+        UserError: more than `data.max_bad_fraction` of the records have a sequence that is longer than a row
+            or than the model's positions, that has no label token, or whose image tokens are not the
+            `image_tokens` that the vision tower makes (none without an image). Fewer are left out with a
+            warning.
+    """
+    defects: list[Defect] = []
+    bad: set[int] = set()
+    for sequence in sequences:
+        length = len(sequence.tokens)
+        found = sequence.tokens.count(image_token_id)
+        expected = image_tokens if sequence.image is not None else 0
+        problems = []
+        if length > max_positions:
+            problems.append(f"{length} tokens, but the model has {max_positions} positions; shorten it")
+        elif length > tokens_per_row:
+            problems.append(f"{length} tokens do not fit a row; shorten it or set {row_option}={length}")
+        if with_labels and sequence.labels < 1:
+            problems.append("no token to train on; its English question gives none")
+        if found != expected:
+            problems.append(
+                f"{found} image tokens where the vision tower makes {expected}; "
+                "remove the image's mark from the text, or mend the processor of model.path"
+            )
+        if problems:
+            bad.add(sequence.key.record)
+            record = records[sequence.key.record]
+            language = config.languages[sequence.key.language]
+            defects += [Defect(record.where, record.id, f"in '{language}': {what}") for what in problems]
+    refuse_or_leave_out(defects, len(records), config.max_bad_fraction)
+    return [number for number in range(len(records)) if number not in bad]
+
+
+def _where(sequence: TokenSequence, records: Sequence[Record], config: DataConfig) -> str:
+    record = records[sequence.key.record]
+    return f"{record.where}, id {record.id!r} in '{config.languages[sequence.key.language]}'"
