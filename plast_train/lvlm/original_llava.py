@@ -1,0 +1,318 @@
+"""Original LLaVA-1.5 checkpoints (github.com/haotian-liu/LLaVA) as Hugging Face folders, and their keys back.
+
+The original keeps the CLIP tower and the projector inside the Llama model (`model.vision_tower…`,
+`model.mm_projector…`), has no token for an image and no padding token. As in llava-hf's own folders,
+`<image>` and `<pad>` follow the vocabulary, which is padded to a multiple of 64. The new rows are the mean of
+the old ones (llava-hf draws them closely around it), so a conversion can be repeated to the bit.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from plast_train.errors import UserError
+from plast_train.lvlm.tiny.architecture import CHAT_TEMPLATE
+from plast_train.run_folder import publish_folder, read_json, sync_file, to_json
+
+Tensors = dict[str, torch.Tensor]
+
+# Original prefix and llava-hf's; the first that fits holds.
+_PREFIXES = (
+    ("model.vision_tower.vision_tower.", "vision_tower."),
+    ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", "language_model.model."),
+)
+_VOCABULARY_KEYS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+_VOCABULARY_MULTIPLE = 64
+# Buffers that older versions saved and newer ones compute.
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
+_LLAMA_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "bos_token_id",
+    "eos_token_id",
+)
+_IMAGE, _PAD = "<image>", "<pad>"
+_CLIP_L_336: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+}
+
+
+def convert_original(source: Path, target: Path, vision_tower: Path | None) -> None:
+    """Publishes `target`, the Hugging Face folder of the original checkpoint `source`, file by file, in the
+    checkpoint's dtype.
+
+    `vision_tower` is the folder of the CLIP model; by default the one that the checkpoint's
+    `mm_vision_tower` names. It is needed where the checkpoint has no vision weights or names another tower
+    than OpenAI's ViT-L/14 of 336 pixels.
+
+    Raises:
+        UserError: files are missing or unreadable, or the checkpoint is of another kind than LLaVA-1.5.
+    """
+    original = read_json(source / "config.json")
+    _check_kind(source, original)
+    tower = vision_tower or _find_tower(source, original["mm_vision_tower"])
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    config = _hf_config(source, original, tower)
+    _write_text_side(source, original, config, temporary)
+    _write_weights(source, tower, config, temporary)
+    for file in temporary.iterdir():
+        sync_file(file)
+    publish_folder(temporary, target)
+
+
+def to_hf(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Original keys to llava-hf's; tensors as they are, buffers that are computed left out."""
+    return {
+        _replace_prefix(key, _PREFIXES): tensor
+        for key, tensor in tensors.items()
+        if not _COMPUTED.search(key)
+    }
+
+
+def to_original(tensors: Mapping[str, torch.Tensor], vocabulary: int) -> Tensors:
+    """The keys of a llava-hf folder, as llava-hf or transformers 5 writes them, to the original ones.
+
+    The embedding and the output layer are cut to the original `vocabulary` (32,000 for LLaVA-1.5).
+    """
+    back = tuple((ours, theirs) for theirs, ours in _PREFIXES)
+    named = {_with_vision_model(key): tensor for key, tensor in tensors.items()}
+    return {
+        _replace_prefix(key, back): tensor[:vocabulary] if key in _VOCABULARY_KEYS else tensor
+        for key, tensor in named.items()
+    }
+
+
+def _replace_prefix(key: str, prefixes: tuple[tuple[str, str], ...]) -> str:
+    for old, new in prefixes:
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    raise UserError(f"'{key}' is no weight of a LLaVA-1.5 model")
+
+
+def _with_vision_model(key: str) -> str:
+    """transformers 5 leaves `vision_model.` out of the tower's keys."""
+    tower, inner = "vision_tower.", "vision_tower.vision_model."
+    return inner + key.removeprefix(tower) if key.startswith(tower) and not key.startswith(inner) else key
+
+
+def _check_kind(source: Path, original: Mapping[str, Any]) -> None:
+    wanted: dict[str, list[Any]] = {
+        "architectures": [["LlavaLlamaForCausalLM"]],
+        "mm_projector_type": ["mlp2x_gelu"],
+        "mm_use_im_start_end": [False, None],
+        "mm_patch_merge_type": ["flat", None],
+        "mm_vision_select_feature": ["patch", "cls_patch", None],
+    }
+    for key, values in wanted.items():
+        if original.get(key) not in values:
+            raise UserError(
+                f"{source / 'config.json'}: {key} is {original.get(key)!r}; original checkpoints are read "
+                f"as LLaVA-1.5, where it is {values[0]!r}"
+            )
+
+
+def _find_tower(source: Path, name: str) -> Path | None:
+    """The CLIP folder that a checkpoint names: by itself, or beside the checkpoint."""
+    places = (source / name, source.parent / Path(name).name)
+    return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def _hf_config(source: Path, original: Mapping[str, Any], tower: Path | None) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    name = str(original["mm_vision_tower"])
+    if tower is not None:
+        described = read_json(tower / "config.json")
+        vision: Any = CLIPVisionConfig(**described.get("vision_config", described))
+    elif Path(name).name == "clip-vit-large-patch14-336":
+        vision = CLIPVisionConfig(**_CLIP_L_336)
+    else:
+        raise UserError(
+            f"{source}: its vision tower '{name}' is not there; put its folder beside the checkpoint"
+        )
+    known = {key: original[key] for key in _LLAMA_SETTINGS if original.get(key) is not None}
+    text = LlamaConfig(**known, tie_word_embeddings=False)
+    image = text.vocab_size
+    text.pad_token_id = image + 1
+    text.vocab_size = -(-(image + 2) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_layer=original.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy=_strategy(original),
+        projector_hidden_act="gelu",
+        tie_word_embeddings=False,
+        architectures=["LlavaForConditionalGeneration"],
+    )
+
+
+def _strategy(original: Mapping[str, Any]) -> Literal["default", "full"]:
+    return "full" if original.get("mm_vision_select_feature") == "cls_patch" else "default"
+
+
+def _write_text_side(source: Path, original: Mapping[str, Any], config: Any, folder: Path) -> None:
+    """Tokenizer, image processor, chat template and generation settings."""
+    from transformers import (
+        CLIPImageProcessor,
+        GenerationConfig,
+        LlamaTokenizer,
+        LlavaImageProcessor,
+        LlavaProcessor,
+    )
+
+    if not (source / "tokenizer.model").is_file():
+        raise UserError(f"{source}: no tokenizer.model; download the checkpoint's tokenizer too")
+    # The original tokenises the texts before and after an image each by itself, with SentencePiece's leading
+    # space; `legacy` puts that space after a special token too.
+    tokenizer = LlamaTokenizer.from_pretrained(source, add_bos_token=True, legacy=True, padding_side="left")
+    tokenizer.add_special_tokens({"extra_special_tokens": [_IMAGE], "pad_token": _PAD})
+    ids = tokenizer.convert_tokens_to_ids([_IMAGE, _PAD])
+    if ids != [config.image_token_index, config.text_config.pad_token_id]:
+        raise UserError(
+            f"{source}: tokenizer.model does not have the {config.image_token_index} tokens of config.json"
+        )
+    size = config.vision_config.image_size
+    # The original pads images to squares where its config says so; CLIP's own processor crops them.
+    pads = original.get("image_aspect_ratio") == "pad"
+    sizes: Any = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    LlavaProcessor(
+        image_processor=LlavaImageProcessor(do_pad=True, **sizes) if pads else CLIPImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copyfile(source / "tokenizer.model", folder / "tokenizer.model")
+    text = config.text_config
+    GenerationConfig(
+        bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    ).save_pretrained(folder)
+
+
+def _write_weights(source: Path, tower: Path | None, config: Any, folder: Path) -> None:
+    """One file for each of the checkpoint's and, where it has no vision weights, one for the tower's; the
+    index; and config.json, which says their dtype."""
+    shapes: list[dict[str, list[int]]] = []
+    for file in _weight_files(source):
+        tensors = to_hf(_read(file))
+        for key in set(_VOCABULARY_KEYS) & set(tensors):
+            config.dtype = tensors[key].dtype
+            tensors[key] = _with_new_rows(tensors[key], config.text_config.vocab_size)
+        shapes.append(_save(tensors, folder, len(shapes)))
+    if not any(key.startswith("vision_tower.") for part in shapes for key in part):
+        vision = {key: tensor.to(config.dtype) for key, tensor in _tower_weights(source, tower).items()}
+        shapes.append(_save(vision, folder, len(shapes)))
+    _check_complete(source, config, {key: shape for part in shapes for key, shape in part.items()})
+    index: dict[str, str] = {}
+    for number, part in enumerate(shapes):
+        name = f"model-{number + 1:05d}-of-{len(shapes):05d}.safetensors"
+        (folder / _part_name(number)).rename(folder / name)
+        index |= dict.fromkeys(part, name)
+    size = sum((folder / name).stat().st_size for name in set(index.values()))
+    tree = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
+    (folder / "model.safetensors.index.json").write_text(to_json(tree), encoding="utf-8")
+    config.save_pretrained(folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise UserError(f"{folder}: no *.safetensors or pytorch_model*.bin weights; download them into it")
+    return files
+
+
+def _read(file: Path) -> Tensors:
+    """A weight file's tensors, mapped from the disk. Pickles may hold tensors alone."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        tensors: Tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        return tensors
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file}: cannot be read as weights ({str(error).splitlines()[0]})") from None
+
+
+def _tower_weights(source: Path, tower: Path | None) -> Tensors:
+    """The vision half of a CLIP folder, by llava-hf's keys."""
+    if tower is None:
+        raise UserError(f"{source}: has no vision weights; put the folder of its mm_vision_tower beside it")
+    tensors = {key: tensor for file in _weight_files(tower) for key, tensor in _read(file).items()}
+    return {
+        f"vision_tower.{key}": tensor
+        for key, tensor in tensors.items()
+        if key.startswith("vision_model.") and not _COMPUTED.search(key)
+    }
+
+
+def _with_new_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """`[V, width]` → `[rows, width]`; the new rows are the mean of the old ones."""
+    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - len(table), -1)])
+
+
+def _part_name(number: int) -> str:
+    return f"part-{number:05d}.safetensors"
+
+
+def _save(tensors: Tensors, folder: Path, number: int) -> dict[str, list[int]]:
+    """Returns the shapes by key."""
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(whole, folder / _part_name(number), {"format": "pt"})
+    return {key: list(tensor.shape) for key, tensor in whole.items()}
+
+
+def _check_complete(source: Path, config: Any, found: dict[str, list[int]]) -> None:
+    """transformers would fill what is missing with random numbers."""
+    from transformers import LlavaForConditionalGeneration
+
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    wanted = {_disk_key(name): list(p.shape) for name, p in model.named_parameters()}
+    wrong = sorted(key for key in wanted | found if wanted.get(key) != found.get(key))
+    if wrong:
+        raise UserError(
+            f"{source}: {len(wrong)} weights do not fit config.json, e.g. {wrong[0]}: "
+            f"{found.get(wrong[0], 'missing')} where {wanted.get(wrong[0], 'none')} is needed"
+        )
+
+
+def _disk_key(parameter: str) -> str:
+    """A parameter's name in transformers 5 → llava-hf's key."""
+    key = parameter.removeprefix("model.")
+    if key.startswith("language_model."):
+        return "language_model.model." + key.removeprefix("language_model.")
+    return "language_model." + key if key.startswith("lm_head.") else _with_vision_model(key)
