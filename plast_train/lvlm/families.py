@@ -21,9 +21,13 @@ class ChatFormat:
     image: str
     end: str
 
+    def opening(self, with_image: bool) -> str:
+        """What precedes the user's text."""
+        return f"{self.system} USER: {self.image if with_image else ''}"
+
     def prompt(self, text: str, with_image: bool) -> str:
         """Everything up to and including the turn that asks for the reply."""
-        return f"{self.system} USER: {self.image if with_image else ''}{text} ASSISTANT:"
+        return f"{self.opening(with_image)}{text} ASSISTANT:"
 
     def reply(self, text: str) -> str:
         """What follows the prompt in a training sample."""

@@ -28,31 +28,35 @@ class Prompter:
 
     def probe(self, number: int, record: Record, language: str) -> TokenSequence:
         """The bare question in the chat format, up to the turn that asks for the reply (METHOD §1)."""
-        question = record.questions[language]
         key = Key(number, self.languages.index(language))
-        return self._sequence(key, question, question, "", record.image)
+        return self._sequence(key, "{question}", record.questions[language], "", record.image)
 
     def translation(
         self, number: int, record: Record, language: str, instruction: str, with_image: bool
     ) -> TokenSequence:
         """The instruction with the question in `language`; the reply is the English question (METHOD §4)."""
-        question = record.questions[language]
-        text = instruction.replace("{language}", language_name(language)).replace("{question}", question)
         key = Key(number, self.languages.index(language))
-        image = record.image if with_image else None
-        return self._sequence(key, text, question, self.chat.reply(record.questions["en"]), image)
+        named = instruction.replace("{language}", language_name(language))
+        reply = self.chat.reply(record.questions["en"])
+        return self._sequence(
+            key, named, record.questions[language], reply, record.image if with_image else None
+        )
 
-    def _sequence(self, key: Key, text: str, question: str, reply: str, image: str | None) -> TokenSequence:
-        prompt = self.chat.prompt(text, image is not None)
+    def _sequence(
+        self, key: Key, instruction: str, question: str, reply: str, image: str | None
+    ) -> TokenSequence:
+        """`instruction` has the question's place as `{question}`."""
+        before, _, after = instruction.partition("{question}")
+        prompt = self.chat.prompt(before + question + after, image is not None)
+        start = len(self.chat.opening(image is not None) + before)
         encoded = self.tokenizer(prompt + reply, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        start = prompt.rindex(question)
-        stop = start + len(question)
-        # Offsets of special tokens without text (BOS) are (0, 0); they precede everything.
-        inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
+        # Special tokens without text (BOS) have the offsets (0, 0), which overlap nothing.
+        inside = [i for i, (a, b) in enumerate(offsets) if a < start + len(question) and b > start]
         labels = sum(a >= len(prompt) for a, _ in offsets) if reply else 0
         tokens, first = self._expand_image(ids, inside[0])
-        return TokenSequence(key, tuple(tokens), (first, first + inside[-1] + 1 - inside[0]), labels, image)
+        span = (first, first + inside[-1] + 1 - inside[0])
+        return TokenSequence(key, tuple(tokens), span, labels, image)
 
     def _expand_image(self, ids: list[int], position: int) -> tuple[list[int], int]:
         """The ids with the placeholder repeated, and where `position` has moved to."""
