@@ -122,6 +122,7 @@ truncated = base64.b64encode(base64.b64decode(picture(size=64))[:-2000]).decode(
         ({"image": PICTURE[:-1]}, "is not base64"),
         ({"image": "?" + PICTURE}, "small_en.tsv:3: image '?iVBORw0KGgoAAAANSUh'… is not base64"),
         ({"image": "A" * 400}, "small_en.tsv:3: image 'AAAAAAAAAAAAAAAAAAAA'… cannot be decoded"),
+        ({"image": base64.b64encode(b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20).decode()}, "cannot be decoded"),
         ({"image": truncated}, "small_en.tsv:3: image 'iVBORw0KGgoAAAANSUhE'… cannot be decoded"),
         ({"index": "1000000"}, ""),
         ({"index": "1000001"}, "small_en.tsv:2: circular question 0 has 2 options and lacks index 1000000;"),

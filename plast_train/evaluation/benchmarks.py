@@ -21,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from plast_train.data.images import FORMATS, to_rgb
 from plast_train.errors import UserError, nearest
 
 CIRCULAR_STEP = 10**6  # between the indices of one question's rows, in VLMEvalKit's files
@@ -48,13 +49,14 @@ class Item:
     @property
     def image(self) -> Image.Image:
         """The image, RGB, decoded at every call: a benchmark's decoded images may not fit in memory."""
-        return Image.open(io.BytesIO(self.image_bytes)).convert("RGB")
+        return to_rgb(Image.open(io.BytesIO(self.image_bytes), formats=FORMATS))
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All rows of one file. `name` is the file's without the language, `language` a BCP 47 code."""
+    """All rows of the file at `path`. `name` is the file's without the language, `language` a BCP 47 code."""
 
+    path: Path
     name: str
     language: str
     items: list[Item]
@@ -81,7 +83,7 @@ def read_benchmark(path: Path) -> Benchmark:
     items = [_item(row, images[row.index], circular) for row in rows]
     if circular:
         _check_groups(rows, items)
-    return Benchmark(name, language, items)
+    return Benchmark(path, name, language, items)
 
 
 def _name_and_language(path: Path) -> tuple[str, str]:
@@ -192,7 +194,7 @@ def _verified_image(where: str, cell: str) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            Image.open(io.BytesIO(data)).load()
+            Image.open(io.BytesIO(data), formats=FORMATS).load()
     except Exception as error:  # Pillow raises many kinds on broken data, each of them the file's fault
         raise UserError(
             f"{where}: image {cell[:20]!r}… cannot be decoded ({error}); "

@@ -1,0 +1,105 @@
+"""Prediction records on disk: parts while the ranks write them, then one file per benchmark and language.
+
+`evaluation/parts/MODEL/rank-N.jsonl` is what a rank has answered so far, and where evaluating goes on after
+a kill, on any number of ranks. `evaluation/predictions/BENCHMARK.LANG.jsonl` and `evaluation/results.json`
+are made of the parts of all models: a line there names its model (`base`, `plast`) in the field `model`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from plast_train.errors import UserError
+from plast_train.evaluation.benchmarks import Benchmark
+from plast_train.evaluation.scores import Record, results
+from plast_train.run_folder import publish_folder, publish_text, read_json, to_json
+
+Key = tuple[str, str, int]  # benchmark, language, index
+
+
+def key_of(record: Record) -> Key:
+    return record["benchmark"], record["language"], record["index"]
+
+
+def open_parts(folder: Path, settings: dict[str, Any]) -> set[Key]:
+    """What has been answered in `folder` under these settings. To be called on one rank, before any writes.
+
+    Parts of other settings are thrown away, and so is what a kill left of a line. `settings` is plain JSON
+    and names all that the answers depend on: weights, benchmarks, batch size, new tokens, precision.
+    """
+    asked = folder / "settings.json"
+    if not asked.exists() or read_json(asked) != settings:
+        shutil.rmtree(folder, ignore_errors=True)
+        publish_text(asked, to_json(settings))
+    for part in _parts(folder):
+        _drop_torn_line(part)
+    return {key_of(record) for record in read_parts(folder)}
+
+
+def append_part(folder: Path, rank: int, records: Iterable[Record]) -> None:
+    """Adds records to a rank's part; they are on the disk when this returns."""
+    with (folder / f"rank-{rank}.jsonl").open("ab") as file:
+        file.write(_lines(records).encode("utf-8"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_parts(folder: Path) -> list[dict[str, Any]]:
+    """All records of a model. Raises UserError for a line that is not JSON."""
+    records = []
+    for part in _parts(folder):
+        with part.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    records.append(json.loads(line))
+                except ValueError as error:
+                    raise UserError(f"{part}:{number}: not JSON ({error}); remove the line") from None
+    return records
+
+
+def publish_results(
+    evaluation: Path, benchmarks: Sequence[Benchmark], models: Sequence[str]
+) -> dict[str, Any]:
+    """Makes the predictions' files and `results.json` of the models' parts, and returns the results.
+
+    To be called on one rank, after all have finished. Raises RuntimeError if a row was not answered.
+    """
+    answers = {
+        (model, key_of(record)): record
+        for model in models
+        for record in read_parts(evaluation / "parts" / model)
+    }
+    unfinished = evaluation / ".predictions.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    used: list[Record] = []
+    for benchmark in benchmarks:
+        keys = [(benchmark.name, benchmark.language, item.index) for item in benchmark.items]
+        missing = [(model, key) for model in models for key in keys if (model, key) not in answers]
+        if missing:
+            raise RuntimeError(f"{len(missing)} rows of {benchmark.path} were not answered: {missing[:3]}")
+        records = [answers[model, key] for model in models for key in keys]
+        publish_text(unfinished / f"{benchmark.name}.{benchmark.language}.jsonl", _lines(records))
+        used += records
+    publish_folder(unfinished, evaluation / "predictions")
+    table = results(used)
+    publish_text(evaluation / "results.json", to_json(table))
+    return table
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rank-*.jsonl"))
+
+
+def _lines(records: Iterable[Record]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _drop_torn_line(part: Path) -> None:
+    with part.open("r+b") as file:
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
