@@ -1,4 +1,4 @@
-"""The tiny LVLM's architecture: a real LLaVA-1.5 (CLIP tower, two-layer projector, Llama decoder), only small."""
+"""The tiny LVLM's architecture: a real LLaVA-1.5 (CLIP tower, projector, Llama decoder), only small."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,8 @@ from plast_train.lvlm.tiny.tokenizer import IMAGE_TOKEN
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ content['text'] + ' ' }}{% endfor %}"
     "{% endfor %}"
@@ -37,10 +38,10 @@ class TinySizes:
     vision_width: int = 64
     vision_layers: int = 4
     vision_heads: int = 4
-    width: int = 128
+    width: int = 96
     layers: int = 8
     heads: int = 4
-    ffn_width: int = 344
+    ffn_width: int = 256
     max_positions: int = 2048
 
     @property
@@ -77,7 +78,7 @@ def llava_config(sizes: TinySizes, tokenizer: LlamaTokenizer) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
         image_seq_length=sizes.image_tokens,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

@@ -1,0 +1,89 @@
+"""What the tiny base model is trained on: an English-heavy mixture of tasks about drawn pictures, as text."""
+
+import random
+from dataclasses import dataclass, field
+
+from plast_train.lvlm.tiny.languages import WORDINGS, ask
+from plast_train.lvlm.tiny.scenes import Query, Scene, any_query
+from plast_train.lvlm.tiny.words import LANGUAGES, PLACE_TEXTS, answer_text
+from plast_train.lvlm.tiny.world import letter, multiple_choice
+
+# LLaVA-1.5's format (METHOD §4).
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+PREFIX = f"{SYSTEM} USER: <image>"
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of the samples. `languages` and each task table add up to one."""
+
+    languages: dict[str, float] = field(
+        default_factory=lambda: {
+            "en": 0.90,
+            "zh": 0.025,
+            "pt": 0.02,
+            "ru": 0.02,
+            "ar": 0.015,
+            "tr": 0.015,
+            "sw": 0.005,
+        }
+    )
+    english: dict[str, float] = field(
+        default_factory=lambda: {"choice": 0.3, "short": 0.5, "caption": 0.1, "rephrase": 0.1}
+    )
+    others: dict[str, float] = field(
+        default_factory=lambda: {"choice": 0.3, "short": 0.3, "to English": 0.3, "from English": 0.1}
+    )
+
+
+def sample(rng: random.Random, scene: Scene, mix: Mix) -> tuple[str, str]:
+    """One sample about the scene: what the user says, what the assistant answers."""
+    language = _pick(rng, mix.languages)
+    task = _pick(rng, mix.english if language == "en" else mix.others)
+    if task == "caption":
+        return "Describe the picture.", caption(scene)
+    asked = any_query(rng, scene)
+    question = ask(language, asked.kind, asked.wording, asked.subject)
+    if task == "choice":
+        return multiple_choice(language, asked), letter(asked)
+    if task == "short":
+        text = f"{question}\n{SHORT_ANSWER}" if rng.random() < 0.25 else question
+        return text, answer_text(language, asked.answer)
+    english = ask("en", asked.kind, asked.wording, asked.subject)
+    if task == "rephrase":
+        return f"Rephrase the following question. {english}", _other_wording(asked)
+    if task == "to English":
+        return translation_prompt(language, question), english
+    return f"Translate the following question from English to {LANGUAGES[language]}. {english}", question
+
+
+def translation_prompt(language: str, question: str) -> str:
+    """The instruction of METHOD §4."""
+    return f"Translate the following question from {LANGUAGES[language]} to English. {question}"
+
+
+def conversation(text: str, response: str | None = None) -> str:
+    """The whole conversation with the image, up to the reply or with it."""
+    prompt = f"{PREFIX}\n{text} ASSISTANT:"
+    return prompt if response is None else f"{prompt} {response}</s>"
+
+
+def caption(scene: Scene) -> str:
+    """An English sentence that names all that the picture shows, in the picture's reading order."""
+    places = PLACE_TEXTS["en"]
+    things = sorted(scene.things, key=lambda thing: list(places).index(thing.place))
+    parts = [f"a {thing.colour} {thing.shape} {places[thing.place]}" for thing in things]
+    text = ", ".join(parts).replace("a orange", "an orange")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _other_wording(asked: Query) -> str:
+    return ask("en", asked.kind, (asked.wording + 1) % WORDINGS, asked.subject)
+
+
+def _pick(rng: random.Random, shares: dict[str, float]) -> str:
+    return rng.choices(list(shares), weights=list(shares.values()))[0]

@@ -1,0 +1,132 @@
+"""Training the tiny base model's decoder and projector on the drawn world.
+
+Data-parallel over worker processes of one thread each: with matrices this small, threads inside an
+operation gain little and wait for each other.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlavaForConditionalGeneration
+
+from plast_train.lvlm.tiny.rows import IGNORED, RowBuilder, Rows
+from plast_train.lvlm.tiny.samples import Mix, sample
+from plast_train.lvlm.tiny.scenes import draw_scene
+from plast_train.lvlm.tiny.vision import pixels
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the base is trained. `rows` pictures of `branches` samples each, a step and a worker."""
+
+    steps: int = 6000
+    rows: int = 8
+    branches: int = 8
+    workers: int = 2
+    learning_rate: float = 2e-3
+    mix: Mix = field(default_factory=Mix)
+
+
+def draw_batch(rng: random.Random, builder: RowBuilder, plan: Plan, most: int) -> tuple[Tensor, Rows]:
+    """Pixel values and rows for pictures of up to `most` objects."""
+    scenes = [draw_scene(rng, "base", most) for _ in range(plan.rows)]
+    samples = [[sample(rng, scene, plan.mix) for _ in range(plan.branches)] for scene in scenes]
+    return pixels(scenes), builder.rows(samples)
+
+
+def response_loss(model: LlavaForConditionalGeneration, images: Tensor, rows: Rows) -> Tensor:
+    """Mean cross-entropy over the response tokens; logits are computed at those positions alone."""
+    bias = torch.zeros(rows.mask.shape, dtype=torch.bfloat16).masked_fill_(~rows.mask, -1e9)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.model(
+            input_ids=rows.tokens,
+            pixel_values=images,
+            position_ids=rows.positions,
+            attention_mask=bias,
+            use_cache=False,
+        ).last_hidden_state
+        answered = rows.labels != IGNORED
+        logits = model.lm_head(hidden[answered]).float()
+    return F.cross_entropy(logits, rows.labels[answered])
+
+
+def train_base(
+    model: LlavaForConditionalGeneration,
+    builder: RowBuilder,
+    plan: Plan,
+    seed: int,
+    rank: int,
+    report: Callable[[int], None],
+) -> None:
+    """Train projector and decoder in place, the tower frozen; rank 0 calls `report(step)` every 500 steps.
+
+    Pictures grow from one object to four over the first fifth of the steps: which colour belongs to which
+    shape is learned late when many objects are there from the start.
+    """
+    rng = random.Random(f"tiny world, base, {seed}, {rank}")
+    model.model.vision_tower.requires_grad_(False)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, plan.steps))
+    losses: list[float] = []
+    start = time.monotonic()
+    for step in range(1, plan.steps + 1):
+        images, rows = draw_batch(rng, builder, plan, most=min(4, 1 + 20 * step // plan.steps))
+        loss = response_loss(model, images, rows)
+        optimizer.zero_grad()
+        loss.backward()
+        _average_gradients(weights)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if rank == 0 and step % 100 == 0:
+            mean = sum(losses[-100:]) / 100
+            print(
+                f"base step {step}/{plan.steps} loss {mean:.4f} {time.monotonic() - start:.0f} s", flush=True
+            )
+        if rank == 0 and step % 500 == 0:
+            report(step)
+
+
+def run_workers(work: Callable[[int], None], workers: int, meeting: Path) -> None:
+    """Run `work(rank)` in `workers` processes joined by gloo; `meeting` is a file name that is free."""
+    context = torch.multiprocessing.spawn(_join, (work, workers, meeting), nprocs=workers, join=False)
+    while not context.join():
+        pass
+
+
+def _join(rank: int, work: Callable[[int], None], workers: int, meeting: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", f"file://{meeting}", timeout=timedelta(minutes=30), world_size=workers, rank=rank
+    )
+    work(rank)
+    dist.destroy_process_group()
+
+
+def _average_gradients(weights: list[nn.Parameter]) -> None:
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _cosine(step: int, steps: int) -> float:
+    """Warm-up over 3 % of the steps, then a cosine to a hundredth."""
+    warm = max(1, steps * 3 // 100)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
