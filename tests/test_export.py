@@ -18,9 +18,10 @@ from plast_train.errors import UserError
 from plast_train.lvlm.families import FAMILIES
 from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.lvlm.loading import describe_base
+from plast_train.lvlm.weights import disk_tensors
 from plast_train.run_folder import RunFolder
 from plast_train.training.checkpoints import Identity, Snapshot, write
-from plast_train.training.export import check_export, disk_tensors, export, write_export
+from plast_train.training.export import check_export, export, write_export
 
 LAYERS = [0, 2]
 DECODER = FAMILIES["llava"].decoder_path

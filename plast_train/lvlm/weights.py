@@ -7,7 +7,7 @@ data (https://huggingface.co/docs/safetensors).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,32 +57,41 @@ def _whole(parameter: torch.nn.Parameter, partitioned: bool) -> Any:
     return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned)
 
 
-def disk_tensors(folder: Path, names: Iterable[str]) -> dict[str, StoredTensor]:
+def disk_tensors(folder: Path, names: Collection[str]) -> dict[str, StoredTensor]:
     """Where parameters of decoder layers (by their name in `model.named_parameters()`) are stored.
 
     Names on disk differ from the model's in what precedes `layers.` (`language_model.model.layers.0…` for
     `model.language_model.layers.0…`, depending on who wrote the folder). The one prefix under which the
-    folder has all of them is found, so nothing depends on a version's renaming rules.
+    folder has all of them outside the vision tower is found, so nothing depends on a version's renaming.
 
     Raises:
         UserError: none or several such prefixes.
     """
     config = folder / "config.json"
-    decoder = family_of(read_json(config), str(config)).decoder_path + "."
+    family = family_of(read_json(config), str(config))
+    decoder, vision = family.decoder_path + ".", family.vision_path.rpartition(".")[2]
     outside = [name for name in names if not name.startswith(decoder + "layers.")]
     if outside:
         raise ValueError(f"{outside[0]}: not a parameter of a decoder layer")
-    stored = {tensor.key: tensor for file in weight_files(folder) for tensor in tensors_of(file)}
+    stored = {tensor.key: tensor for file in model_files(folder) for tensor in tensors_of(file)}
     inner = {name: name.removeprefix(decoder) for name in names}
     first = next(iter(inner.values()))
     prefixes = [
         prefix
-        for prefix in (key.removesuffix(first) for key in stored if key.endswith("." + first) or key == first)
-        if all(prefix + rest in stored for rest in inner.values())
+        for prefix in (key.removesuffix(first) for key in stored if ("." + key).endswith("." + first))
+        if vision not in prefix.split(".") and all(prefix + rest in stored for rest in inner.values())
     ]
     if len(prefixes) != 1:
         raise UserError(f"{folder}: {len(prefixes)} places in the weights hold '{first}'; one was expected")
     return {name: stored[prefixes[0] + rest] for name, rest in inner.items()}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The weight files that transformers reads: those of the index, where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return weight_files(folder)
+    return [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
 
 
 def tensors_of(file: Path) -> list[StoredTensor]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.numpy import load_file
 
 from plast_train.analysis.plots import plot_layers
 from plast_train.config import Config
 from plast_train.context import Context
-from plast_train.lvlm.families import family_of
-from plast_train.lvlm.freezing import trainable_parameters
-from plast_train.run_folder import publish_text, read_json, to_json
+from plast_train.lvlm.architectures import count_parameters, read_architecture
+from plast_train.run_folder import publish_text, to_json
 from plast_train.selection.statistics import LayerStatistics, layer_statistics
 from plast_train.selection.strategies import Selection, layer_table, select_layers
 
@@ -37,7 +35,17 @@ def _select(context: Context) -> list[Path]:
     publish_text(run.summary, to_json(summary))
     selection = select_layers(statistics, config.selection, config.seed)
     context.ranks.say(layer_table(statistics, selection))
-    tree = selection_tree(selection, config) | count_parameters(Path(context.base["path"]), selection, config)
+    total, trained = count_parameters(
+        read_architecture(Path(context.base["path"]), config.model.path),
+        selection.selected,
+        config.selection.modules,
+    )
+    counts = {
+        "trainable_parameters": trained,
+        "total_parameters": total,
+        "trainable_fraction": trained / total,
+    }
+    tree = selection_tree(selection, config) | counts
     context.ranks.say(_headline(tree))
     publish_text(run.selection, to_json(tree))
     return [run.summary, run.selection, *plot_layers(summary, tree, run.report)]
@@ -83,21 +91,6 @@ def selection_tree(selection: Selection, config: Config) -> dict[str, Any]:
             "seed": config.seed if options.strategy == "random" else None,
         },
     }
-
-
-def count_parameters(base: Path, selection: Selection, config: Config) -> dict[str, Any]:
-    """Parameters in all and in what is trained, from the model without its weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    trust = config.model.trust_remote_code
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(
-            AutoConfig.from_pretrained(base, trust_remote_code=trust), trust_remote_code=trust
-        )
-    family = family_of(read_json(base / "config.json"), str(base / "config.json"))
-    trained = trainable_parameters(model, family, selection.selected, config.selection.modules)
-    total, ours = (sum(p.numel() for p in part) for part in (model.parameters(), trained.values()))
-    return {"trainable_parameters": ours, "total_parameters": total, "trainable_fraction": ours / total}
 
 
 def _headline(tree: dict[str, Any]) -> str:

@@ -2,27 +2,22 @@
 
 A weight file is copied byte for byte and only the ranges that hold trained tensors are written over, so
 names, order, sharding and every other tensor are the base's by construction, and memory holds the trained
-tensors alone. (The format: 8 bytes of header length, a JSON header with dtype, shape and byte range of each
-tensor, the data. https://huggingface.co/docs/safetensors)
+tensors alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from plast_train.context import Context
 from plast_train.errors import UserError
-from plast_train.lvlm.families import family_of
-from plast_train.lvlm.loading import weight_files
-from plast_train.run_folder import publish_folder, read_json, sync_file
+from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
+from plast_train.run_folder import publish_folder, sync_file
 from plast_train.training.checkpoints import checkpoints, load_masters, read_manifest
 from plast_train.training.model_card import model_card
 
@@ -30,18 +25,6 @@ from plast_train.training.model_card import model_card
 _COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 _CHUNK = 16 * 2**20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a safetensors file: its bytes are `start` to `stop`, counted from the file's begin."""
-
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
 
 
 def export(context: Context) -> list[Path]:
@@ -118,45 +101,16 @@ def check_export(base: Path, export: Path, trained: Collection[str]) -> int:
             if file.read_bytes() != other.read_bytes():
                 raise RuntimeError(f"{other}: differs from the base's")
             continue
-        if _header_bytes(file) != _header_bytes(other):
+        if header_bytes(file) != header_bytes(other):
             raise RuntimeError(f"{other}: other keys, dtypes or shapes than the base's")
         if file.stat().st_size != other.stat().st_size:
             raise RuntimeError(f"{other}: another size than the base's")
-        for stored in _tensors_of(file):
+        for stored in tensors_of(file):
             if not _same_bytes(file, other, stored.start, stored.stop):
                 if stored.key not in allowed:
                     raise RuntimeError(f"{other}: {stored.key} differs from the base, but was not trained")
                 changed += 1
     return changed
-
-
-def disk_tensors(base: Path, names: Collection[str]) -> dict[str, StoredTensor]:
-    """Where parameters of decoder layers (by their name in `model.named_parameters()`) are stored.
-
-    Names on disk differ from the model's in what precedes `layers.` (`language_model.model.layers.0…` for
-    `model.language_model.layers.0…`, depending on who wrote the folder). The one prefix under which the
-    folder has all of them outside the vision tower is found, so nothing depends on a version's renaming.
-
-    Raises:
-        UserError: none or several such prefixes.
-    """
-    config = base / "config.json"
-    family = family_of(read_json(config), str(config))
-    decoder, vision = family.decoder_path + ".", family.vision_path.rpartition(".")[2]
-    outside = [name for name in names if not name.startswith(decoder + "layers.")]
-    if outside:
-        raise ValueError(f"{outside[0]}: not a parameter of a decoder layer")
-    stored = {tensor.key: tensor for file in _weights_of(base) for tensor in _tensors_of(file)}
-    inner = {name: name.removeprefix(decoder) for name in names}
-    first = next(iter(inner.values()))
-    prefixes = [
-        prefix
-        for prefix in (key.removesuffix(first) for key in stored if ("." + key).endswith("." + first))
-        if vision not in prefix.split(".") and all(prefix + rest in stored for rest in inner.values())
-    ]
-    if len(prefixes) != 1:
-        raise UserError(f"{base}: {len(prefixes)} places in the weights hold '{first}'; one was expected")
-    return {name: stored[prefixes[0] + rest] for name, rest in inner.items()}
 
 
 def _files_of(base: Path) -> list[Path]:
@@ -167,15 +121,7 @@ def _files_of(base: Path) -> list[Path]:
         and (path.suffix in _COPIED or path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")))
         and not path.name.endswith(".bin.index.json")
     ]
-    return others + _weights_of(base)
-
-
-def _weights_of(base: Path) -> list[Path]:
-    """The files transformers reads: those of the index where there is one."""
-    index = base / "model.safetensors.index.json"
-    if not index.exists():
-        return weight_files(base)
-    return [base / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+    return others + model_files(base)
 
 
 def _copy(source: Path, target: Path) -> str:
@@ -203,28 +149,6 @@ def _write_over(file: Path, tensors: Mapping[StoredTensor, torch.Tensor]) -> Non
                 )
             writer.seek(stored.start)
             writer.write(values.view(torch.uint8).numpy().tobytes())
-
-
-def _header_bytes(file: Path) -> bytes:
-    with file.open("rb") as reader:
-        return reader.read(int.from_bytes(reader.read(8), "little"))
-
-
-def _tensors_of(file: Path) -> list[StoredTensor]:
-    raw = _header_bytes(file)
-    header: dict[str, Any] = json.loads(raw)
-    header.pop("__metadata__", None)
-    begin = 8 + len(raw)
-    return [
-        StoredTensor(
-            file,
-            key,
-            entry["dtype"],
-            tuple(entry["shape"]),
-            *(begin + offset for offset in entry["data_offsets"]),
-        )
-        for key, entry in header.items()
-    ]
 
 
 def _same_bytes(one: Path, other: Path, start: int, stop: int) -> bool:
