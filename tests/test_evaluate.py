@@ -310,6 +310,12 @@ def test_results_need_every_answer(lvlm: Lvlm, benchmarks: list[Benchmark], tmp_
     assert not (tmp_path / "results.json").exists()
 
 
+def test_without_benchmarks_the_results_are_empty(lvlm: Lvlm, tmp_path: Path) -> None:
+    assert answer(lvlm, [], tmp_path / "parts" / "base", one_of()) == {}
+    assert publish_results(tmp_path, [], ["base"]) == {}
+    assert (tmp_path / "predictions").is_dir()
+
+
 def test_letters_are_the_tokens_of_replies(lvlm: Lvlm, benchmarks: list[Benchmark]) -> None:
     prompter = lvlm.prompter([])
     questions = questions_of(benchmarks, prompter.chat)

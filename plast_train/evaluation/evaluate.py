@@ -115,6 +115,8 @@ def letter_tokens(prompter: Prompter, questions: Sequence[Question]) -> dict[str
 
     Raises UserError if the letter does not begin a token there, or two letters begin with the same one.
     """
+    if not questions:
+        return {}
     prompt, tokenizer = questions[0].prompt, prompter.tokenizer
     before = tokenizer(prompt).input_ids
     tokens: dict[str, int] = {}
@@ -159,6 +161,8 @@ def check_prompts(
 
 def _lengths(questions: Sequence[Question], prompter: Prompter) -> list[int]:
     """Tokens of each prompt with its image's."""
+    if not questions:  # tokenizers refuse an empty list
+        return []
     encoded = prompter.tokenizer([question.prompt for question in questions]).input_ids
     return [len(ids) - 1 + prompter.image_tokens for ids in encoded]
 

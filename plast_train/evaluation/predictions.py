@@ -76,6 +76,7 @@ def publish_results(
     }
     unfinished = evaluation / ".predictions.tmp"
     shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     used: list[Record] = []
     for benchmark in benchmarks:
         keys = [(benchmark.name, benchmark.language, item.index) for item in benchmark.items]
