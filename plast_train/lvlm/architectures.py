@@ -1,0 +1,111 @@
+"""What a model is, without its weights: its config.json, and its parameters counted on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from plast_train.errors import UserError, nearest
+from plast_train.run_folder import read_json
+
+# The facts of these models' config.json on the Hugging Face hub; the rest are transformers' defaults.
+_LLAVA_15 = {
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
+    "image_token_index": 32000,
+    "projector_hidden_act": "gelu",
+    "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+}
+_VICUNA = {
+    "model_type": "llama",
+    "vocab_size": 32064,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+}
+_VICUNA_7B = _VICUNA | {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+_VICUNA_13B = _VICUNA | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+KNOWN: dict[str, dict[str, Any]] = {
+    "llava-hf/llava-1.5-7b-hf": _LLAVA_15 | {"text_config": _VICUNA_7B},
+    "llava-hf/llava-1.5-13b-hf": _LLAVA_15 | {"text_config": _VICUNA_13B},
+}
+
+
+def local_folder(path: str) -> Path | None:
+    """The folder that `model.path` names, the embedded tiny model's included; None if there is none here."""
+    if path == "tiny":
+        return Path(str(resources.files("plast_train") / "lvlm" / "tiny" / "model"))
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else None
+
+
+def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
+    """The complete config of the model in `folder`, or without a folder of the known model `name`: the keys
+    of `model.config.to_dict()`.
+
+    Raises:
+        UserError: no folder and no known name, no config.json, or a family that is not supported.
+    """
+    from transformers import AutoConfig
+
+    from plast_train.lvlm.families import family_of
+
+    if folder is not None:
+        where, raw = str(folder / "config.json"), read_json(folder / "config.json")
+    elif name in KNOWN:
+        where, raw = name, KNOWN[name]
+    else:
+        raise UserError(
+            f"model.path '{name}': no such folder{nearest(name, KNOWN)} (known without a folder: "
+            f"{', '.join(KNOWN)}; a folder with the model's config.json alone will do)"
+        )
+    family_of(raw, where)
+    try:
+        complete: dict[str, Any] = AutoConfig.for_model(**raw).to_dict()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: not a usable model configuration ({error})") from None
+    return complete
+
+
+def count_parameters(config: dict[str, Any], layers: Sequence[int], modules: str) -> tuple[int, int]:
+    """Parameters of the whole model, and those trained with `layers` and `modules` (`selection.modules`).
+
+    Raises:
+        UserError: a layer that the decoder does not have.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from plast_train.lvlm.families import family_of
+    from plast_train.lvlm.freezing import trainable_parameters
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config))
+    trained = trainable_parameters(model, family_of(config, "config"), layers, modules)
+    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
