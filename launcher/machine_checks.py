@@ -11,6 +11,7 @@ from pathlib import Path
 from plast_train.config import Config
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder
+from plast_train.training.checkpoint_size import checkpoint_bytes
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,6 @@ def check_disk(
     Raises:
         UserError: not enough of it.
     """
-    from plast_train.training.checkpoints import checkpoint_bytes
-
     needed, parts = 0, []
     if "train" in todo:
         one, count = checkpoint_bytes(trained, nproc), config.checkpoint.keep + 1

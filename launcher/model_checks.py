@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from plast_train.config import Config
+from plast_train.config import Config, SelectionConfig
 from plast_train.data.questions import Record
 from plast_train.data.token_tree import TokenSequence
 from plast_train.errors import UserError
-from plast_train.lvlm.families import Family
-from plast_train.lvlm.loading import check_base, load_text_side, make_prompter
+from plast_train.lvlm.architectures import count_parameters, read_architecture
+from plast_train.lvlm.families import family_of
+from plast_train.lvlm.loading import load_text_side, make_prompter
 from plast_train.run_folder import RunFolder
 
 # Of the layers, where a rule is yet to choose them: the paper trains 5 of 32.
@@ -23,32 +23,20 @@ class BaseModel:
     """The base as far as it is known without its weights; `config` has transformers' defaults too."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        from transformers import AutoConfig
-
         self.folder = folder
-        self.trust = config.model.trust_remote_code
-        self.family: Family = check_base(folder)
-        self.hf_config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust)
-        self.config: dict[str, Any] = self.hf_config.to_dict()
+        self.config = read_architecture(folder, "")
         self.layers: int = self.config["text_config"]["num_hidden_layers"]
         self.positions: int = self.config["text_config"]["max_position_embeddings"]
-        tokenizer, _ = load_text_side(folder, self.trust)
-        self.prompter = make_prompter(tokenizer, self.family, self.config, config.data.languages)
+        family = family_of(self.config, str(folder))
+        tokenizer, _ = load_text_side(folder, config.model.trust_remote_code)
+        self.prompter = make_prompter(tokenizer, family, self.config, config.data.languages)
 
-    def trained_parameters(self, config: Config) -> int:
+    def trained_parameters(self, selection: SelectionConfig) -> int:
         """Parameters that the selection trains; of a usual share of layers where a rule is yet to choose."""
-        import torch
-        from transformers import AutoModelForImageTextToText
-
-        from plast_train.lvlm.freezing import trainable_parameters
-
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(self.hf_config, trust_remote_code=self.trust)
         by_rule = max(1, round(self.layers * USUAL_SHARE))
-        counts = {"msd": by_rule, "all": self.layers, "layers": len(config.selection.layers)}
-        count = counts.get(config.selection.strategy, config.selection.k or 0)
-        named = trainable_parameters(model, self.family, range(count), config.selection.modules)
-        return sum(parameter.numel() for parameter in named.values())
+        counts = {"msd": by_rule, "all": self.layers, "layers": len(selection.layers)}
+        layers = range(counts.get(selection.strategy, selection.k or 0))
+        return count_parameters(self.config, layers, selection.modules)[1]
 
 
 def check_selection(config: Config, base: BaseModel) -> None:

@@ -14,6 +14,7 @@ from launcher.torchrun import Machines
 from plast_train.config import Config, load_config
 from plast_train.data.questions import Record, read_records
 from plast_train.errors import UserError
+from plast_train.paths import resolve_paths
 from plast_train.run_folder import RunFolder
 from plast_train.stages import STAGES, is_done, needed_by
 from plast_train.training.deepspeed_config import load_deepspeed_config
@@ -46,6 +47,7 @@ def preflight(
     run, machines = RunFolder(out), Machines.of(os.environ)
     config = load_config(recipe, overrides)
     load_deepspeed_config(config)
+    config = resolve_paths(config)
     check_writable(run.path)
     check_benchmark_files(config)
     records = read_records(config.data)
@@ -74,7 +76,7 @@ def preflight(
         check_earlier_stages(stages, finished, recipe, out)
         if "evaluate" in stages:
             check_benchmarks(config, model)
-        trained = model.trained_parameters(config)
+        trained = model.trained_parameters(config.selection)
         check_disk(config, run, model.folder, trained, nproc, set(stages) - finished)
     done = tuple(stage for stage in stages if stage in finished)
     todo = tuple(stage for stage in stages if stage not in finished)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from plast_train.run_folder import RunFolder, read_json
 
 # What a rank runs, as `python -m`.
 PIPELINE = "plast_train.pipeline"
+# How a line of torchrun's agent begins in its log, and how it tells that a signal ended a rank.
+AGENT_SAYS = re.compile(r"^\S+ \S+ \d+ torch/distributed/", re.MULTILINE)
+RANK_KILLED = re.compile(r"rank +: (?P<rank>\d+) .*\n +exitcode +: -(?P<signal>\d+) ")
 # Seconds that the other ranks get to end after one has failed; they wait for it in an exchange.
 SECONDS_TO_END = 10
 # A rank whose handlers are not set yet ignores signals, so a stop is repeated until the ranks have ended.
@@ -95,6 +99,8 @@ def rank_environment(nproc: int, gpus: int) -> dict[str, str]:
     """
     threads = max(1, min(MOST_THREADS, (os.cpu_count() or 1) // nproc)) if gpus else 1
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    if not gpus:
+        defaults["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns that it finds no other
     # DeepSpeed looks for ninja, which lies beside Python also where the environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**defaults, **os.environ, "PATH": path}
@@ -111,7 +117,7 @@ def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, ma
     run.logs.mkdir(parents=True, exist_ok=True)
     for old in run.logs.glob("failure-rank-*.json"):
         old.unlink()
-    with (run.logs / "torchrun.log").open("ab") as log:
+    with torchrun_log(run).open("wb") as log:
         agent = subprocess.Popen(
             command(run, stages, nproc, machines),
             env=rank_environment(nproc, gpus),
@@ -132,21 +138,29 @@ def explain(run: RunFolder, code: int) -> int:
     failures = [read_json(path) for path in run.logs.glob("failure-rank-*.json")]
     if not failures and code == 0:
         return 0
-    if not failures:
-        log = run.logs / "torchrun.log"
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-        print(f"{tail}\nplast: the ranks ended without a word (exit code {code}); see {log}", file=sys.stderr)
-        return 1
-    first: dict[str, Any] = min(failures, key=lambda failure: failure["time"])
+    log = torchrun_log(run).read_text(encoding="utf-8", errors="replace")
+    first: dict[str, Any] = min(failures, key=lambda failure: failure["time"], default={"kind": "none"})
     if first["kind"] == "user":
         raise UserError(first["message"])
-    if first["kind"] == "defect":
-        print(first["traceback"].rstrip(), file=sys.stderr)
-        print(f"plast: a defect of the program; the logs are in {run.logs}", file=sys.stderr)
+    if first["kind"] == "interrupted":
+        words = [first["message"], "stopped by a signal; the same command goes on from there"]
+    elif killed := RANK_KILLED.search(log):  # the others then fail for want of it
+        words = [
+            f"rank {killed['rank']} was ended by {signal.Signals(int(killed['signal'])).name}; if memory ran "
+            f"out (see dmesg), lower tokens_per_row or give fewer ranks; the logs are in {run.logs}"
+        ]
     else:
-        print(f"plast: {first['message']}", file=sys.stderr)
-        print("plast: stopped by a signal; the same command goes on from there", file=sys.stderr)
+        trace = first["traceback"] if failures else AGENT_SAYS.split(log, maxsplit=1)[0]
+        print(trace.rstrip(), file=sys.stderr)
+        words = [f"a defect of the program; the logs are in {run.logs}"]
+    for line in words:
+        print(f"plast: {line}", file=sys.stderr)
     return 1
+
+
+def torchrun_log(run: RunFolder) -> Path:
+    """What torchrun's agent says, and a rank that fails before it has a log of its own."""
+    return run.logs / "torchrun.log"
 
 
 def _wait(agent: subprocess.Popen[bytes]) -> int:
