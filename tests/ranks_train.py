@@ -9,7 +9,7 @@ from pathlib import Path
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.distributed import end_ranks, start_ranks
-from plast_train.errors import UserError
+from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.train import train
@@ -21,9 +21,9 @@ def main(runs: list[str]) -> int:
         config = load_config(str(run / "config.yaml"))
         try:
             train(Context(config, RunFolder(run), ranks, load_deepspeed_config(config)))
-        except UserError as error:
+        except (UserError, Interrupted) as error:
             if ranks.is_first:
-                (run / "refused.txt").write_text(str(error), encoding="utf-8")
+                (run / f"{type(error).__name__}.txt").write_text(str(error), encoding="utf-8")
     ranks.barrier()
     return 0
 

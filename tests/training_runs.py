@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,15 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from plast_train.config import Config, save_config
+from plast_train.config import Config, load_config, save_config
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.lvlm.loading import describe_base
 from plast_train.lvlm.tiny.architecture import TinySizes
 from plast_train.lvlm.tiny.base import make_tiny
 from plast_train.lvlm.tiny.tokenizer import train_tokenizer
+from plast_train.training.checkpoints import checkpoints, step_name
 
 LANGUAGES = ["en", "de", "pt"]
 STEPS = 20
@@ -28,14 +31,17 @@ SIZES = TinySizes(
     vision_layers=2,
     vision_heads=2,
     width=32,
-    layers=4,
+    layers=3,
     heads=4,
     ffn_width=72,
     max_positions=512,
 )
 _WORDS = {
     "en": ("How many {} are there?", "red dogs|blue cats|green cars|small birds|old houses|white boats"),
-    "de": ("Wie viele {} gibt es?", "rote Hunde|blaue Katzen|grüne Autos|kleine Vögel|alte Häuser|weiße Boote"),
+    "de": (
+        "Wie viele {} gibt es?",
+        "rote Hunde|blaue Katzen|grüne Autos|kleine Vögel|alte Häuser|weiße Boote",
+    ),
     "pt": ("Quantos {} existem?", "cães vermelhos|gatos azuis|carros verdes|pássaros|casas velhas|barcos"),
 }
 
@@ -48,14 +54,22 @@ def questions(number: int) -> dict[str, str]:
 
 
 def make_base(folder: Path) -> Path:
-    """A LLaVA of 4 layers with random weights and a tokenizer of its own."""
+    """A LLaVA of 3 layers with random weights and a tokenizer of its own."""
     texts = [text for number in range(40) for text in questions(number).values()]
-    train_tokenizer([*texts, *[LLAVA_CHAT.prompt("Translate the following question", False)] * 3], folder / "tokenizer", 420)
+    train_tokenizer(
+        [*texts, *[LLAVA_CHAT.prompt("Translate the following question", False)] * 3],
+        folder / "tokenizer",
+        420,
+    )
     make_tiny(folder / "base", seed=0, tokenizer=folder / "tokenizer", random_weights=True, sizes=SIZES)
+    # Fresh logits are all but equal, and the frozen head would keep them so: nothing could be learned.
+    weights = load_file(folder / "base" / "model.safetensors")
+    weights["language_model.lm_head.weight"] *= 10
+    save_file(weights, folder / "base" / "model.safetensors", metadata={"format": "pt"})
     return folder / "base"
 
 
-def make_config(**train: Any) -> Config:
+def make_config(every_steps: int = 5, every_minutes: float = 60.0, **train: Any) -> Config:
     return Config.model_validate(
         {
             "model": {"path": "base", "dtype": train.pop("dtype", "float32")},
@@ -64,7 +78,7 @@ def make_config(**train: Any) -> Config:
                 "deepspeed": "zero2",
                 "max_steps": STEPS,
                 "global_batch": 8,
-                "learning_rate": 1e-3,
+                "learning_rate": 5e-3,
                 "warmup_fraction": 0.2,
                 "weight_decay": 0.01,
                 "gradient_clipping": 0.5,
@@ -73,7 +87,7 @@ def make_config(**train: Any) -> Config:
                 "validate_every": 10,
                 **train,
             },
-            "checkpoint": {"every_steps": 5, "keep": 10},
+            "checkpoint": {"every_steps": every_steps, "every_minutes": every_minutes, "keep": 10},
         }
     )
 
@@ -101,24 +115,45 @@ def make_run(folder: Path, base: Path, config: Config, layers: Sequence[int] = (
     return folder
 
 
-def start_ranks(world: int, runs: Sequence[Path]) -> subprocess.Popen[bytes]:
+def continue_run(source: Path, target: Path, steps: Sequence[int], **train: Any) -> Path:
+    """A copy of a run as if it had been killed: with its checkpoints of `steps` only, and its metrics."""
+    shutil.copytree(source, target)
+    for checkpoint in checkpoints(target / "checkpoints"):
+        if checkpoint.name not in {step_name(step) for step in steps}:
+            shutil.rmtree(checkpoint)
+    if train:
+        config = load_config(str(target / "config.yaml"))
+        changed = config.train.model_copy(update=train)
+        save_config(config.model_copy(update={"train": changed}), target / "config.yaml")
+    return target
+
+
+def start_ranks(world: int, runs: Sequence[Path]) -> subprocess.Popen[str]:
     """Torchrun, training the runs one after the other in the same processes."""
     root = Path(__file__).parent.parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     script = Path(__file__).parent / "ranks_train.py"
-    return subprocess.Popen([*command, str(script), *map(str, runs)], env=environment, start_new_session=True)
+    return subprocess.Popen(
+        [*command, str(script), *map(str, runs)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
-def train_runs(world: int, runs: Sequence[Path]) -> None:
-    """Trains to the end; what a run refused is in its `refused.txt`."""
+def train_runs(world: int, runs: Sequence[Path]) -> str:
+    """Trains to the end and returns what rank 0 said on the terminal; what stopped a run is in its
+    `UserError.txt` or `Interrupted.txt`."""
     process = start_ranks(world, runs)
     try:
-        code = process.wait(timeout=300)
+        terminal, _ = process.communicate(timeout=400)
     finally:
         process.kill()
     logs = [p.read_text(errors="replace")[-3000:] for p in sorted(runs[0].glob("logs/rank-*.log"))]
-    assert code == 0, "\n".join(logs)
+    assert process.returncode == 0, "\n".join(logs)
+    return terminal
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

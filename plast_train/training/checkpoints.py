@@ -288,7 +288,7 @@ def _all_or_none(ranks: Ranks, action: Callable[[], Any]) -> list[Any]:
 
 
 def _make_empty(folder: Path, room: int) -> None:
-    """Makes the folder anew, removes what killed runs left beside it, and checks that `room` bytes are free."""
+    """Makes the folder anew, removes what killed runs left beside it, and sees that `room` bytes are free."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(".step-*"):
         shutil.rmtree(leftover)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import deepspeed
 import torch
@@ -28,6 +29,8 @@ def build_engine(
         UserError: the DeepSpeed JSON contradicts the config.
     """
     settings = with_batch(load_deepspeed_config(config), world, micro_steps)
+    # DeepSpeed calls collectives by names that torch 2.13 renames: several log lines a step.
+    warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+_tensor. is deprecated")
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(parameters, config.train, offloads_optimizer(settings)),

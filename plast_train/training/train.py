@@ -24,6 +24,7 @@ from plast_train.training.flops import shape_of as model_shape
 from plast_train.training.freezing_proof import (
     describe_freezing,
     frozen_hashes,
+    require_gradients,
     require_unchanged,
     shape_of,
 )
@@ -58,6 +59,7 @@ def train(context: Context) -> list[Path]:
     start = _resume(training)
     run_loop(training, start)
 
+    require_gradients(training.engine, trained, ranks)
     require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
     ranks.say(f"frozen tensors are unchanged to the bit ({len(before)} compared by SHA-256)")
     proof |= {"frozen_tensors_unchanged": len(before), "every_trained_tensor_had_a_gradient": True}
@@ -158,7 +160,7 @@ def _set_aside(training: Training, folder: Path) -> None:
 def _recompute(lvlm: Lvlm, lowest: int) -> None:
     """Keeps no activations inside the layers that carry a gradient; the ones below carry none anyway."""
     for layer in lvlm.family.layers(lvlm.model)[lowest:]:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def _digest(plan: TrainingPlan) -> str:
