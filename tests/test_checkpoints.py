@@ -30,7 +30,7 @@ ALONE: Any = SimpleNamespace(
     is_first=True,
     device=torch.device("cpu"),
     gather=lambda value: [value],
-    broadcast=lambda value: value,
+    on_first=lambda action: action(),
     say=print,
 )
 

@@ -111,7 +111,7 @@ def resumed(runs: SimpleNamespace) -> SimpleNamespace:
     train_runs(1, [one])
 
     two = continue_run(one, folder / "two", [15], recompute=False)
-    three = continue_run(runs.zero2, folder / "three", [10], deepspeed="zero3")
+    three = continue_run(runs.zero2, folder / "three", [10], deepspeed="zero3", recompute=True)
     bfloat16 = continue_run(runs.bfloat16, folder / "bfloat16-again", [3])
     torn = continue_run(runs.zero1, folder / "torn", [5, 10, 15, 20])
     tear(torn)
@@ -129,12 +129,12 @@ def resumed(runs: SimpleNamespace) -> SimpleNamespace:
 def stop_at(run: Path, step: int, stop: Any) -> None:
     """Starts the run, waits for that many lines of metrics and stops it through its ranks' processes."""
     process = start_ranks(2, [run])
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not (run / "metrics.jsonl").exists() or len(metrics(run)) < step:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     stop([p for p in psutil.Process(process.pid).children() if "ranks_train.py" in " ".join(p.cmdline())])
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
 
 def tear(run: Path) -> None:

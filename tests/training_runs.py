@@ -148,7 +148,7 @@ def train_runs(world: int, runs: Sequence[Path]) -> str:
     `UserError.txt` or `Interrupted.txt`."""
     process = start_ranks(world, runs)
     try:
-        terminal, _ = process.communicate(timeout=400)
+        terminal, _ = process.communicate(timeout=1200)
     finally:
         process.kill()
     logs = [p.read_text(errors="replace")[-3000:] for p in sorted(runs[0].glob("logs/rank-*.log"))]

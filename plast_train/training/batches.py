@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from plast_train.data.images import load_image
 from plast_train.data.packing import DealtRow, PackedRow, deal_step, lay_out
 from plast_train.data.sampling import Step
 from plast_train.distributed import Ranks
-from plast_train.lvlm.attention import attention_mask, implementation_for
+from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
 
 
@@ -59,20 +60,13 @@ def load_row(dealt: DealtRow, lvlm: Lvlm) -> Row:
     return Row(packed, lvlm.pixel_values(images) if images else None, dealt.counts)
 
 
-def token_losses(model: torch.nn.Module, row: Row, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def token_losses(forward: Callable[..., Any], lvlm: Lvlm, row: Row) -> torch.Tensor:
     """Cross-entropy of each label token, float32 `[labels]` in the order of `PackedRow.targets`, in nats.
 
-    Logits are computed where there is a label only.
+    `forward` is the model or the engine around it. Logits are computed where there is a label only.
     """
-    packed = row.packed
-    indices, labels = packed.targets()
-    images = {} if row.pixel_values is None else {"pixel_values": row.pixel_values.to(device, dtype)}
-    logits = model(
-        input_ids=packed.input_ids[None].to(device),
-        position_ids=packed.position_ids[None].to(device),
-        attention_mask=attention_mask(packed, implementation_for(device), device, dtype),
-        logits_to_keep=indices.to(device),
-        use_cache=False,
-        **images,
-    ).logits
+    indices, labels = row.packed.targets()
+    inputs = row_inputs(lvlm.model, row.packed, row.pixel_values)
+    device = inputs["input_ids"].device
+    logits = forward(**inputs, logits_to_keep=indices.to(device), use_cache=False).logits
     return torch.nn.functional.cross_entropy(logits[0].float(), labels.to(device), reduction="none")

@@ -171,12 +171,15 @@ def choose(folder: Path, identity: Identity, settings: dict[str, Any], ranks: Ra
     Raises:
         UserError: the newest whole checkpoint is of another base, other layers or other settings.
     """
-    answer: tuple[Path | None, str | None] = (None, None)
-    if ranks.is_first:
-        found = newest_valid(folder, ranks.say)
-        if found is not None:
-            answer = (found[0], _mismatch(found[1], identity, settings))
-    path, wrong = ranks.broadcast(answer)
+    return ranks.on_first(lambda: _choose(folder, identity, settings, ranks))
+
+
+def _choose(folder: Path, identity: Identity, settings: dict[str, Any], ranks: Ranks) -> Path | None:
+    found = newest_valid(folder, ranks.say)
+    if found is None:
+        return None
+    path, manifest = found
+    wrong = _mismatch(manifest, identity, settings)
     if wrong is not None:
         raise UserError(f"{path}: {wrong}; give another --out, or remove {folder} to train anew")
     return path

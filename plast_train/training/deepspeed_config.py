@@ -180,6 +180,10 @@ def _check_zero(source: str, settings: dict[str, Any], config: Config) -> None:
             )
     if zero.get("mics_shard_size", -1) not in (-1, AUTO):
         raise UserError(f"{source}: zero_optimization.mics_shard_size is not supported; remove it")
+    if zero.get("compute_grad_norm") is False:
+        raise UserError(
+            f"{source}: zero_optimization.compute_grad_norm is false, but the norm is logged; remove it"
+        )
     accumulate = _section(source, settings, "data_types").get("grad_accum_dtype")
     if zero["stage"] == 1 and config.model.dtype == "bfloat16" and accumulate == "fp32":
         # DeepSpeed then switches to another optimizer class, whose states lie elsewhere.

@@ -50,11 +50,6 @@ class Training:
     shape: ModelShape
     last_checkpoint: Path | None = None
 
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.config.model.dtype)
-        return dtype
-
 
 def run_loop(training: Training, start: int) -> None:
     """Trains from after `start` steps to the plan's end.
@@ -80,7 +75,7 @@ def run_loop(training: Training, start: int) -> None:
             values: dict[str, Any] = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
             values |= _rates(training, batch, seconds)
             if step % config.train.validate_every == 0 or step == total:
-                values["validation_loss"] = training.validation.losses(engine.module, training.dtype)
+                values["validation_loss"] = training.validation.losses()
             if meters is not None:
                 meters.write(step, values)
             progress.add(1, f"loss {loss:.4f}")
@@ -122,7 +117,7 @@ def _forward_backward(training: Training, step: int, batch: Batch) -> float:
     total = torch.zeros((), dtype=torch.float64)
     bad: list[Row] = []
     for number, row in enumerate(batch.rows):
-        loss = token_losses(engine, row, ranks.device, training.dtype).sum()
+        loss = token_losses(engine, training.lvlm, row).sum()
         engine.backward(loss * (weight if row.counts else 0.0))
         if row.counts:
             total += loss.item()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,8 @@ from plast_train.training.validation import Validation
 
 
 def train(context: Context) -> list[Path]:
-    """Trains from the base or the newest checkpoint to the end of the plan.
-
-    Afterwards `context.lvlm` is loaded anew where it is needed: it always means the base.
+    """Trains from the base or the newest checkpoint to the end of the plan. The model keeps the trained
+    weights, all of them frozen.
 
     Raises:
         UserError: see `run_loop`, `checkpoints.choose`, `checkpoints.write`.
@@ -57,7 +58,8 @@ def train(context: Context) -> list[Path]:
 
     training = _prepare(context, lvlm, trained, layers, modules)
     start = _resume(training)
-    run_loop(training, start)
+    with _recomputing(lvlm, layers) if context.config.train.recompute else nullcontext():
+        run_loop(training, start)
 
     require_gradients(training.engine, trained, ranks)
     require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
@@ -66,8 +68,7 @@ def train(context: Context) -> list[Path]:
     record = run.path / "freezing.json"
     if ranks.is_first:
         publish_text(record, to_json(proof))
-    training.engine.destroy()
-    del context.lvlm
+    _leave(training)
     assert training.last_checkpoint is not None
     return [training.last_checkpoint, run.metrics, record]
 
@@ -87,8 +88,6 @@ def _prepare(
     )
     held = [_translations(context, number) for number in held_back]
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
-    if config.train.recompute:
-        _recompute(lvlm, min(layers))
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
     return Training(
@@ -137,10 +136,10 @@ def _resume(training: Training) -> int:
 def _set_aside(training: Training, folder: Path) -> None:
     """Moves checkpoints of other layers or settings out of the way: their stage is done anew, and what may
     have taken days is not deleted. Those of another base are left, for `choose` to refuse."""
-    found = checkpoints.newest_valid(folder, lambda _: None)
-    if found is None or found[1]["base"] != training.identity.base:
+    stored = next(iter(_readable(folder)), None)
+    if stored is None or stored["base"] != training.identity.base:
         return
-    stored, identity = found[1], training.identity
+    identity = training.identity
     changed = checkpoints.changed_settings(
         stored["settings"] | {"layers": stored["layers"], "modules": stored["modules"]},
         training.settings | {"layers": identity.layers, "modules": identity.modules},
@@ -157,10 +156,35 @@ def _set_aside(training: Training, folder: Path) -> None:
     )
 
 
-def _recompute(lvlm: Lvlm, lowest: int) -> None:
+def _readable(folder: Path) -> Iterator[dict[str, Any]]:
+    """The manifests that can be read, newest first."""
+    for path in checkpoints.checkpoints(folder):
+        with suppress(ValueError):
+            yield checkpoints.read_manifest(path)
+
+
+@contextmanager
+def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
     """Keeps no activations inside the layers that carry a gradient; the ones below carry none anyway."""
-    for layer in lvlm.family.layers(lvlm.model)[lowest:]:
+    carrying: list[Any] = lvlm.family.layers(lvlm.model)[min(layers) :]
+    for layer in carrying:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for layer in carrying:
+            del layer.forward  # the class's own again
+
+
+def _leave(training: Training) -> None:
+    """Takes DeepSpeed's hooks and states off the model, which other stages use on."""
+    engine, model = training.engine, training.lvlm.model
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.empty_partition_cache()
+    engine.destroy()
+    for parameter in model.parameters():
+        parameter.__dict__.pop("_z3_optimizer", None)  # would keep masters and moments alive
+    model.requires_grad_(False)
 
 
 def _digest(plan: TrainingPlan) -> str:

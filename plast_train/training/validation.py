@@ -31,12 +31,12 @@ class Validation:
         self.rows = fill_rows(trees, tokens_per_row)
 
     @torch.no_grad()
-    def losses(self, model: torch.nn.Module, dtype: torch.dtype) -> dict[str, float]:
+    def losses(self) -> dict[str, float]:
         """Mean cross-entropy over the label tokens of each language that has any, in nats."""
         sums = torch.zeros(len(self.languages), 2, dtype=torch.float64)
         for dealt in deal(self.rows, self.ranks.rank, self.ranks.world):
             row = load_row(dealt, self.lvlm)
-            losses = token_losses(model, row, self.ranks.device, dtype).cpu()
+            losses = token_losses(self.lvlm.model, self.lvlm, row).cpu()
             if not row.counts:
                 continue
             start = 0
