@@ -1,0 +1,84 @@
+"""What PLAST does to the tiny model: the recipe `tiny` with several seeds, and other choices of layers.
+
+    python benchmarks/effect.py --out runs/effect [--seeds 0 1 2] [--also deepest all]
+
+Each run is `plast run tiny seed=S …`; what is finished is not run again. Prints, in points of accuracy of
+generated answers, English and the mean of the other languages before and after, for every seed and strategy.
+`--also` adds strategies to compare with: as many layers as the MSD rule chose, or all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+BENCHMARK, RULE = "tiny", "parrot2024"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--also", nargs="*", default=[])
+    parser.add_argument("--nproc", default="2")
+    arguments = parser.parse_args()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed"))
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.nproc} ranks; {versions}")
+    print(f"{'layers':28} {'seed':>4} {'English':>22} {'mean of the others':>22}")
+    for strategy in ["msd", *arguments.also]:
+        changes = [one_run(arguments, strategy, seed) for seed in arguments.seeds]
+        english, others = (fmean(change) for change in zip(*changes, strict=True))
+        print(f"{strategy + ', mean of the seeds':28} {'':4} {english:+22.1f} {others:+22.1f}", flush=True)
+
+
+def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> tuple[float, float]:
+    """Runs one strategy and seed; returns the changes of English and of the others' mean, in points."""
+    out = arguments.out / f"{strategy}-{seed}"
+    options = [f"seed={seed}", *selection(arguments, strategy, seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "launcher.cli",
+        "run",
+        "tiny",
+        "--out",
+        str(out),
+        "--nproc",
+        arguments.nproc,
+    ]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    layers = json.loads((out / "selection.json").read_text())["selected_layers"]
+    cells = json.loads((out / "evaluation" / "results.json").read_text())[BENCHMARK]
+    english = [100 * cells["en"][model]["generated"][RULE] for model in ("base", "plast")]
+    others = [
+        100 * fmean(cell[model]["generated"][RULE] for language, cell in cells.items() if language != "en")
+        for model in ("base", "plast")
+    ]
+    print(f"{strategy + ' ' + str(layers):28} {seed:4} {_change(english)} {_change(others)}", flush=True)
+    return english[1] - english[0], others[1] - others[0]
+
+
+def selection(arguments: argparse.Namespace, strategy: str, seed: int) -> list[str]:
+    if strategy == "msd":
+        return []
+    options = [f"selection.strategy={strategy}"]
+    if strategy != "all":
+        chosen = json.loads((arguments.out / f"msd-{seed}" / "selection.json").read_text())
+        options.append(f"selection.k={len(chosen['selected_layers'])}")
+    return options
+
+
+def _change(accuracies: list[float]) -> str:
+    before, after = accuracies
+    return f"{before:6.1f} {after:6.1f} {after - before:+8.1f}"
+
+
+if __name__ == "__main__":
+    main()
