@@ -8,7 +8,8 @@ from pathlib import Path
 
 from plast_train.config import Config, SelectionConfig
 from plast_train.data.questions import Record
-from plast_train.data.token_tree import TokenSequence
+from plast_train.data.sampling import probe_records
+from plast_train.data.token_tree import TokenSequence, grow_tree
 from plast_train.errors import UserError
 from plast_train.lvlm.architectures import count_parameters, read_architecture
 from plast_train.lvlm.families import family_of
@@ -107,6 +108,19 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
             )
         )
     return [records[number] for number in sorted(kept)]
+
+
+def check_probe_rows(config: Config, base: BaseModel, records: list[Record]) -> None:
+    """Raises UserError for a probed record whose questions in all languages do not fit one row together."""
+    budget = config.probe.tokens_per_row
+    for number in probe_records(len(records), config.probe.records, config.seed):
+        record = records[number]
+        tree = grow_tree([base.prompter.probe(number, record, lang) for lang in config.data.languages])
+        if tree.tokens > budget:
+            raise UserError(
+                f"{record.where}, id '{record.id}': {tree.tokens} tokens in all languages do not fit a row; "
+                f"raise probe.tokens_per_row ({budget}) or shorten the questions"
+            )
 
 
 def check_benchmarks(config: Config, base: BaseModel) -> None:

@@ -57,6 +57,7 @@ def preflight(
         BaseModel,
         check_benchmarks,
         check_checkpoints,
+        check_probe_rows,
         check_selection,
         usable_records,
     )
@@ -73,6 +74,7 @@ def preflight(
         check_selection(config, model)
         records = usable_records(config, model, records)
         finished = finished_stages(config, run, base, records)
+        check_probe_rows(config, model, records)
         check_earlier_stages(stages, finished, recipe, out)
         if "evaluate" in stages:
             check_benchmarks(config, model)
