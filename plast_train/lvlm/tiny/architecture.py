@@ -40,7 +40,7 @@ class TinySizes:
     vision_heads: int = 4
     width: int = 96
     layers: int = 8
-    heads: int = 4
+    heads: int = 3
     ffn_width: int = 256
     max_positions: int = 2048
 

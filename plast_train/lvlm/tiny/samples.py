@@ -1,10 +1,11 @@
 """What the tiny base model is trained on: an English-heavy mixture of tasks about drawn pictures, as text."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from plast_train.lvlm.tiny.languages import WORDINGS, ask
-from plast_train.lvlm.tiny.scenes import Query, Scene, any_query
+from plast_train.lvlm.tiny.scenes import Query, Scene, any_query, draw_scene
 from plast_train.lvlm.tiny.words import LANGUAGES, PLACE_TEXTS, answer_text
 from plast_train.lvlm.tiny.world import letter, multiple_choice
 
@@ -23,12 +24,12 @@ class Mix:
 
     languages: dict[str, float] = field(
         default_factory=lambda: {
-            "en": 0.90,
-            "zh": 0.025,
-            "pt": 0.02,
-            "ru": 0.02,
-            "ar": 0.015,
-            "tr": 0.015,
+            "en": 0.935,
+            "zh": 0.014,
+            "pt": 0.014,
+            "ru": 0.013,
+            "ar": 0.010,
+            "tr": 0.009,
             "sw": 0.005,
         }
     )
@@ -36,7 +37,7 @@ class Mix:
         default_factory=lambda: {"choice": 0.3, "short": 0.5, "caption": 0.1, "rephrase": 0.1}
     )
     others: dict[str, float] = field(
-        default_factory=lambda: {"choice": 0.3, "short": 0.3, "to English": 0.3, "from English": 0.1}
+        default_factory=lambda: {"choice": 0.15, "short": 0.2, "to English": 0.4, "from English": 0.25}
     )
 
 
@@ -87,3 +88,14 @@ def _other_wording(asked: Query) -> str:
 
 def _pick(rng: random.Random, shares: dict[str, float]) -> str:
     return rng.choices(list(shares), weights=list(shares.values()))[0]
+
+
+def tokenizer_texts(seed: int, count: int = 20_000) -> Iterator[str]:
+    """Lines for the tokenizer: the system sentence, then samples of which 88 % are English."""
+    shares = {language: 0.88 if language == "en" else 0.02 for language in LANGUAGES}
+    rng = random.Random(f"tiny world, base tokenizer, {seed}")
+    for number in range(count):
+        text, response = sample(rng, draw_scene(rng, "base"), Mix(languages=shares))
+        yield from f"{text} ASSISTANT: {response}".split("\n")
+        if number % 50 == 0:
+            yield f"{SYSTEM} USER: ASSISTANT:"

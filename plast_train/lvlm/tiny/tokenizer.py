@@ -54,4 +54,5 @@ def train_tokenizer(texts: Iterable[str], out: Path, vocabulary: int) -> None:
         minloglevel=2,
     )
     out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.json").unlink(missing_ok=True)  # an older one would be read in its place
     (out / "tokenizer.model").write_bytes(model.getvalue())

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from plast_train.lvlm.tiny.rows import IGNORED, RowBuilder, Rows
 from plast_train.lvlm.tiny.samples import Mix, sample
@@ -28,7 +28,8 @@ from plast_train.lvlm.tiny.vision import pixels
 class Plan:
     """How the base is trained. `rows` pictures of `branches` samples each, a step and a worker."""
 
-    steps: int = 6000
+    tower_steps: int = 500
+    steps: int = 4500
     rows: int = 8
     branches: int = 8
     workers: int = 2
@@ -43,9 +44,21 @@ def draw_batch(rng: random.Random, builder: RowBuilder, plan: Plan, most: int) -
     return pixels(scenes), builder.rows(samples)
 
 
+def _float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: object
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention in float32: on a CPU its backward pass is faster than bfloat16's."""
+    with torch.autocast("cpu", enabled=False):
+        out = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), attn_mask=mask)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register("float32_attention", _float32_attention)
+
+
 def response_loss(model: LlavaForConditionalGeneration, images: Tensor, rows: Rows) -> Tensor:
     """Mean cross-entropy over the response tokens; logits are computed at those positions alone."""
-    bias = torch.zeros(rows.mask.shape, dtype=torch.bfloat16).masked_fill_(~rows.mask, -1e9)
+    bias = torch.zeros(rows.mask.shape).masked_fill_(~rows.mask, -1e9)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(
             input_ids=rows.tokens,
@@ -74,6 +87,7 @@ def train_base(
     """
     rng = random.Random(f"tiny world, base, {seed}, {rank}")
     model.model.vision_tower.requires_grad_(False)
+    model.model.language_model.set_attn_implementation("float32_attention")
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, plan.steps))

@@ -53,7 +53,7 @@ def features(tower: CLIPVisionModel, images: Tensor) -> Tensor:
 
 
 def pretrain_tower(
-    tower: CLIPVisionModel, seed: int, steps: int, batch: int = 192, peak: float = 2e-3
+    tower: CLIPVisionModel, seed: int, steps: int, verbose: bool, batch: int = 128, peak: float = 2e-3
 ) -> float:
     """Train `tower` in place on freshly drawn pictures; returns the share of patches right at the end."""
     rng = random.Random(f"tiny world, base tower, {seed}")
@@ -85,7 +85,7 @@ def pretrain_tower(
         schedule.step()
         hits = torch.stack([each.argmax(1) == labels[:, part] for part, each in enumerate(logits)]).all(0)
         right.append(hits.float().mean().item())
-        if step % 100 == 99:
+        if verbose and step % 100 == 99:
             print(
                 f"tower step {step + 1}/{steps} loss {loss.item():.4f} patches right {right[-1]:.4f}",
                 flush=True,

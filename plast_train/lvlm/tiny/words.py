@@ -291,8 +291,10 @@ def colour_text(language: str, colour: str) -> str:
         return russian_colour(colour, "m")
     if language == "sw":
         return SW_ADJECTIVES[colour][9] if colour in SW_ADJECTIVES else SW_COLOURS[colour]
-    if language in ("pt", "ar"):
-        return {"pt": PT_COLOURS, "ar": AR_COLOURS}[language][colour][0]
+    if language == "pt":
+        return PT_COLOURS[colour][0]
+    if language == "ar":
+        return AR_COLOURS[colour][0]
     return {"zh": ZH_COLOURS, "tr": TR_COLOURS}[language][colour]
 
 
