@@ -114,19 +114,20 @@ def _forward_backward(training: Training, step: int, batch: Batch) -> float:
     engine, ranks = training.engine, training.ranks
     # DeepSpeed averages over ranks and micro-steps; this undoes it, for the mean over the step's labels.
     weight = ranks.world * len(batch.rows) / batch.step.labels
-    total = torch.zeros((), dtype=torch.float64)
-    bad: list[Row] = []
+    sums: list[torch.Tensor] = []
     for number, row in enumerate(batch.rows):
         loss = token_losses(engine, training.lvlm, row).sum()
         engine.backward(loss * (weight if row.counts else 0.0))
-        if row.counts:
-            total += loss.item()
-        if not math.isfinite(loss.item()):
-            bad.append(row)
+        sums.append(loss.detach())
         if number + 1 < len(batch.rows):
             engine.step()  # only counts the micro-step
+    counted = [
+        (row, float(x)) for row, x in zip(batch.rows, torch.stack(sums).tolist(), strict=True) if row.counts
+    ]
+    total = torch.tensor(sum(x for _, x in counted), dtype=torch.float64)
     mean = float(ranks.sum(total)) / batch.step.labels
     if not math.isfinite(mean):
+        bad = [row for row, x in counted if not math.isfinite(x)]
         ids = sorted({i for part in ranks.gather(_record_ids(training, bad)) for i in part})
         raise UserError(_not_finite(training, f"the loss of step {step} is {mean}", ids))
     return mean
