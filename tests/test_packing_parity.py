@@ -105,6 +105,7 @@ def test_hidden_states_of_a_packed_row(lvlm: Lvlm, records: list[Record]) -> Non
     assert worst_hidden_state(lvlm, records) <= TOLERANCE
 
 
+@pytest.mark.slow  # compiles
 def test_hidden_states_under_flex_attention(lvlm: Lvlm, records: list[Record]) -> None:
     """The mask used on CUDA: the same rule as a `BlockMask`."""
     lvlm.model.set_attn_implementation({"text_config": "flex_attention", "vision_config": "sdpa"})
