@@ -74,7 +74,8 @@ def alone(sequence: TokenSequence) -> PackedRow:
 def hidden_states(lvlm: Lvlm, row: PackedRow) -> torch.Tensor:
     with torch.no_grad():
         body = lvlm.model.get_submodule("model")
-        out = body(**row_inputs(lvlm.model, row, pixels(lvlm, row)), output_hidden_states=True, use_cache=False)
+        inputs = row_inputs(lvlm.model, row, pixels(lvlm, row))
+        out = body(**inputs, output_hidden_states=True, use_cache=False)
     return torch.stack(out.hidden_states)[:, 0]
 
 

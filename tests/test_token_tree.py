@@ -68,7 +68,8 @@ def random_trees(count: int, seed: int) -> list[TokenTree]:
 def test_rows_hold_every_tree_once_within_the_budget_and_of_one_kind() -> None:
     trees = random_trees(200, 0)
     rows = fill_rows(trees, 100)
-    assert sorted(t.sequences[0].key for row in rows for t in row) == sorted(t.sequences[0].key for t in trees)
+    placed = sorted(t.sequences[0].key for row in rows for t in row)
+    assert placed == sorted(t.sequences[0].key for t in trees)
     assert all(sum(t.tokens for t in row) <= 100 for row in rows)
     assert all(len({t.image is None for t in row}) == 1 for row in rows)
 
@@ -88,7 +89,7 @@ def test_dealing_covers_each_row_once_and_ranks_are_alike(world: int) -> None:
 
 def training_records(count: int):
     return [
-        [sequence(i, lang, [1, 2, 3, 10 + i, lang, 5], 2, image="x" if i % 3 else None) for lang in range(1, 4)]
+        [sequence(i, lang, [1, 2, 3, 10 + i, lang, 5], 2, "x" if i % 3 else None) for lang in range(1, 4)]
         for i in range(count)
     ]
 
