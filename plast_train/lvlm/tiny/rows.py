@@ -19,11 +19,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch: all but `mask` are [rows, length]; `mask` is [rows, 1, length, length], True where seen."""
+    """A batch: all but `mask` are [rows, length]; `mask` is [rows, 1, length, length], True where seen.
+
+    `weights` add up to one over each sample's labels, so that a letter counts as much as a sentence.
+    """
 
     tokens: Tensor
     positions: Tensor
     labels: Tensor
+    weights: Tensor
     mask: Tensor
 
 
@@ -61,6 +65,7 @@ class RowBuilder:
         tokens = torch.full(shape, self.pad)
         labels = torch.full(shape, IGNORED)
         positions = torch.zeros(shape, dtype=torch.long)
+        weights = torch.zeros(shape)
         owner = torch.full(shape, -1)  # 0 the prefix, 1.. the branches, -1 padding
         prefix = len(self.prefix)
         for index, row in enumerate(made):
@@ -75,8 +80,9 @@ class RowBuilder:
                 owner[index, at:end] = number
                 # The label of a position is the token that follows it.
                 labels[index, end - answered - 1 : end - 1] = tokens[index, end - answered : end]
+                weights[index, end - answered - 1 : end - 1] = 1 / answered
                 at = end
-        return Rows(tokens, positions, labels, tree_mask(owner))
+        return Rows(tokens, positions, labels, weights, tree_mask(owner))
 
 
 def tree_mask(owner: Tensor) -> Tensor:

@@ -34,7 +34,13 @@ class Mix:
         }
     )
     english: dict[str, float] = field(
-        default_factory=lambda: {"choice": 0.3, "short": 0.5, "caption": 0.1, "rephrase": 0.1}
+        default_factory=lambda: {
+            "choice": 0.42,
+            "pick": 0.12,
+            "short": 0.32,
+            "caption": 0.04,
+            "rephrase": 0.1,
+        }
     )
     others: dict[str, float] = field(
         default_factory=lambda: {"choice": 0.15, "short": 0.2, "to English": 0.4, "from English": 0.25}
@@ -51,6 +57,9 @@ def sample(rng: random.Random, scene: Scene, mix: Mix) -> tuple[str, str]:
     question = ask(language, asked.kind, asked.wording, asked.subject)
     if task == "choice":
         return multiple_choice(language, asked), letter(asked)
+    if task == "pick":  # reading options, without the picture
+        asks = f"Which option is {answer_text(language, asked.answer)}?"
+        return multiple_choice(language, asked, asks), letter(asked)
     if task == "short":
         text = f"{question}\n{SHORT_ANSWER}" if rng.random() < 0.25 else question
         return text, answer_text(language, asked.answer)

@@ -83,9 +83,9 @@ def option_rows(language: str, asked: Query) -> dict[str, str]:
     }
 
 
-def multiple_choice(language: str, asked: Query) -> str:
-    """The benchmark's prompt (METHOD §5): question, options and instruction."""
-    question = ask(language, asked.kind, asked.wording, asked.subject)
+def multiple_choice(language: str, asked: Query, question: str | None = None) -> str:
+    """The benchmark's prompt (METHOD §5): question (another one if given), options and instruction."""
+    question = question or ask(language, asked.kind, asked.wording, asked.subject)
     options = "".join(f"\n{letter}. {text}" for letter, text in option_rows(language, asked).items())
     english = "Answer with the option's letter from the given choices directly."
     return f"{question}{options}\n{'请直接回答选项字母。' if language == 'zh' else english}"
