@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
+    AutoProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -192,6 +194,24 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value, dtype):
     with pytest.raises(UserError, match="not finite"):
         write_export(base, hashes(base), masters, tmp_path / "export", "card")
     assert not (tmp_path / "export").exists()
+
+
+def test_plain_transformers_answers_with_the_trained_weights(tmp_path, tiny_folder):
+    masters = made_up_masters(tiny_folder)
+    write_export(tiny_folder, hashes(tiny_folder), masters, tmp_path / "export", "card")
+    trained = load(tiny_folder)
+    for name, tensor in masters.items():
+        trained.get_parameter(name).data.copy_(tensor)
+    processor = AutoProcessor.from_pretrained(tmp_path / "export")
+    inputs = processor(
+        text="USER: <image>\nWhat? ASSISTANT:", images=Image.new("RGB", (48, 48)), return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = [
+            model.eval()(**inputs).logits for model in (trained, load(tmp_path / "export"), load(tiny_folder))
+        ]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
 
 
 class OneRank:

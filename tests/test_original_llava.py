@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from plast_train.errors import UserError
-from plast_train.lvlm.original_llava import convert_original, to_hf, to_original
+from plast_train.lvlm.architectures import count_parameters
+from plast_train.lvlm.original_llava import convert_original, original_config, to_hf, to_original
 from plast_train.lvlm.tiny.tokenizer import train_tokenizer
 
 WIDTH, VISION, VOCABULARY = 16, 8, 300
@@ -228,6 +229,13 @@ def test_keys_round_trip(tmp_path, checkpoint, original, saved_anew):
     back = to_original(converted, VOCABULARY)
     assert back.keys() == original.parameters().keys()
     assert all(torch.equal(back[key], p) for key, p in original.parameters().items())
+
+
+def test_config_of_a_7b_is_known_without_weights_or_tower(tmp_path):
+    theirs = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    tower = {"mm_vision_tower": "openai/clip-vit-large-patch14-336", "num_attention_heads": 32}
+    (tmp_path / "config.json").write_text(json.dumps(ORIGINAL | theirs | tower | {"num_key_value_heads": 32}))
+    assert count_parameters(original_config(tmp_path), [0, 1, 2, 3, 4], "all") == (7063427072, 5 * 202383360)
 
 
 def test_to_hf_gives_llava_hfs_keys():

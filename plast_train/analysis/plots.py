@@ -1,4 +1,4 @@
-"""Overlap and MSD per layer as figures for a paper's column: PNG and SVG.
+"""Figures for a paper's column, PNG and SVG: overlap and MSD per layer, the training, the accuracies.
 
 Colours are Okabe and Ito's, told apart by the colour-blind as well; each language also has its own marker.
 The same input gives the same bytes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -24,7 +25,7 @@ from plast_train.run_folder import publish_bytes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 STYLES = ("-", "--", ":", "-.")
-SELECTED, PASSED_OVER, SHADE = "#D55E00", "#7F7F7F", "#DCE8F2"
+SELECTED, PASSED_OVER, SHADE = "#882255", "#7F7F7F", "#DCE8F2"
 WIDTH = 3.35  # inches: one column of a two-column paper
 LOG_SCALE_FROM = 30.0  # the largest MSD over the threshold's from which a linear axis hides the small ones
 
@@ -104,6 +105,46 @@ def msd_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> Figu
     _shade(axes, selection["candidates"])
     _legend(figure, axes, columns=2)
     return figure
+
+
+def plot_training(metrics: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
+    """Writes and returns `stem.png` and `stem.svg`: the loss of each step and the validation loss, the
+    mean over languages, where it was measured. `metrics` are the lines of metrics.jsonl."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot([m["step"] for m in metrics], [m["loss"] for m in metrics], color="#56B4E9", linewidth=0.9)
+        axes.lines[0].set_label("training")
+        measured = [m for m in metrics if m.get("validation_loss")]
+        if measured:
+            means = [fmean(m["validation_loss"].values()) for m in measured]
+            steps = [m["step"] for m in measured]
+            axes.plot(steps, means, "s-", color="#D55E00", markersize=3.5, linewidth=1.2, label="held back")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats a token)")
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", linewidth=0.3, color="#CCCCCC")
+        _legend(figure, axes, columns=2)
+        return _save(figure, stem)
+
+
+def plot_accuracies(rows: Mapping[str, Sequence[float]], stem: Path) -> list[Path]:
+    """Writes and returns `stem.png` and `stem.svg`: for each language of `rows` its accuracy (fractions
+    of 1) with the base and with the trained model, joined by a line."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        heights = range(len(rows))
+        ends = [[100 * pair[i] for pair in rows.values()] for i in (0, 1)]
+        axes.hlines(heights, ends[0], ends[1], color=PASSED_OVER, linewidth=1.5, zorder=1)
+        for label, values, face in zip(("base", "trained"), ends, ("white", "#0072B2"), strict=True):
+            axes.plot(values, heights, "o", color="#0072B2", markerfacecolor=face, markersize=5, label=label)
+        axes.set_yticks(heights, list(rows))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel("accuracy of generated answers (%)")
+        axes.grid(axis="x", linewidth=0.3, color="#CCCCCC")
+        _legend(figure, axes, columns=2)
+        return _save(figure, stem)
 
 
 def _layer_axes(layers: int, height: float) -> tuple[Figure, Axes]:

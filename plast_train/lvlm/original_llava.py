@@ -8,6 +8,7 @@ the old ones (llava-hf draws them closely around it), so a conversion can be rep
 
 from __future__ import annotations
 
+import fcntl
 import pickle
 import re
 import shutil
@@ -67,7 +68,7 @@ _CLIP_L_336: dict[str, Any] = {
 
 def convert_original(source: Path, target: Path, vision_tower: Path | None) -> None:
     """Publishes `target`, the Hugging Face folder of the original checkpoint `source`, file by file, in the
-    checkpoint's dtype.
+    checkpoint's dtype. Does nothing where `target` exists.
 
     `vision_tower` is the folder of the CLIP model; by default the one that the checkpoint's
     `mm_vision_tower` names. It is needed where the checkpoint has no vision weights or names another tower
@@ -76,12 +77,34 @@ def convert_original(source: Path, target: Path, vision_tower: Path | None) -> N
     Raises:
         UserError: files are missing or unreadable, or the checkpoint is of another kind than LLaVA-1.5.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Launchers on several machines may share the folder; the first one converts.
+    with (target.parent / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _convert(source, target, vision_tower)
+
+
+def original_config(source: Path) -> dict[str, Any]:
+    """The complete Hugging Face config of an original checkpoint, of which only config.json need be there.
+
+    Raises:
+        UserError: another kind than LLaVA-1.5, or a vision tower that is not known without its folder.
+    """
+    original = read_json(source / "config.json")
+    _check_kind(source, original)
+    config = _hf_config(source, original, _find_tower(source, original["mm_vision_tower"]))
+    complete: dict[str, Any] = config.to_dict()
+    return complete
+
+
+def _convert(source: Path, target: Path, vision_tower: Path | None) -> None:
     original = read_json(source / "config.json")
     _check_kind(source, original)
     tower = vision_tower or _find_tower(source, original["mm_vision_tower"])
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     config = _hf_config(source, original, tower)
     _write_text_side(source, original, config, temporary)
     _write_weights(source, tower, config, temporary)
