@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -23,8 +26,11 @@ PACKAGES = (
 )
 
 
-def describe_environment() -> dict[str, Any]:
-    """Plain JSON: `host, platform, python, packages, cores, memory_bytes, cuda, gpus`."""
+def describe_environment(gpus: int) -> dict[str, Any]:
+    """Plain JSON: `host, platform, python, packages, cores, memory_bytes, cuda, gpus`.
+
+    The GPUs are looked at by another process: CUDA, once asked, may hold some of their memory.
+    """
     import torch
 
     return {
@@ -35,7 +41,7 @@ def describe_environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "cuda": torch.version.cuda,
-        "gpus": describe_gpus(),
+        "gpus": _ask_other_process() if gpus else [],
     }
 
 
@@ -51,6 +57,12 @@ def describe_gpus() -> list[dict[str, Any]]:
             {"name": properties.name, "memory_bytes": properties.total_memory, "capability": capability}
         )
     return gpus
+
+
+def _ask_other_process() -> Any:
+    code = "import json; from launcher.environment import describe_gpus; print(json.dumps(describe_gpus()))"
+    asked = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    return json.loads(asked.stdout)
 
 
 def installed_version(package: str) -> str | None:

@@ -57,7 +57,7 @@ def write_down(prepared: Prepared) -> None:
     publish_text(run.base, to_json(prepared.base))
     publish_text(run.records, prepared.records)
     ranks = {"nproc": prepared.nproc, "machines": prepared.machines.count}
-    publish_text(run.environment, to_json(describe_environment() | ranks))
+    publish_text(run.environment, to_json(describe_environment(prepared.gpus) | ranks))
 
 
 @contextlib.contextmanager

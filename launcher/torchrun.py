@@ -113,11 +113,13 @@ def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, ma
 
     Raises:
         UserError: what a rank found that the user can mend.
+        KeyboardInterrupt: a second Ctrl-C.
     """
     run.logs.mkdir(parents=True, exist_ok=True)
-    for old in run.logs.glob("failure-rank-*.json"):
-        old.unlink()
-    with torchrun_log(run).open("wb") as log:
+    if machines.is_first:
+        for old in run.logs.glob("failure-rank-*.json"):
+            old.unlink()
+    with torchrun_log(run, machines).open("wb") as log:
         agent = subprocess.Popen(
             command(run, stages, nproc, machines),
             env=rank_environment(nproc, gpus),
@@ -126,11 +128,12 @@ def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, ma
             start_new_session=True,  # Ctrl-C on the terminal reaches the launcher alone
         )
         code = _wait(agent)
-    return explain(run, code)
+    return explain(run, torchrun_log(run, machines), code)
 
 
-def explain(run: RunFolder, code: int) -> int:
-    """Says on stderr why ranks ended early: the earliest of the failures they wrote down. Returns 0 or 1.
+def explain(run: RunFolder, log: Path, code: int) -> int:
+    """Says on stderr why ranks ended early: the earliest of the failures they wrote down, or else what
+    torchrun's log tells. Returns 0 or 1.
 
     Raises:
         UserError: where that failure is one that the user can mend.
@@ -138,19 +141,19 @@ def explain(run: RunFolder, code: int) -> int:
     failures = [read_json(path) for path in run.logs.glob("failure-rank-*.json")]
     if not failures and code == 0:
         return 0
-    log = torchrun_log(run).read_text(encoding="utf-8", errors="replace")
+    agent = log.read_text(encoding="utf-8", errors="replace")
     first: dict[str, Any] = min(failures, key=lambda failure: failure["time"], default={"kind": "none"})
     if first["kind"] == "user":
         raise UserError(first["message"])
     if first["kind"] == "interrupted":
         words = [first["message"], "stopped by a signal; the same command goes on from there"]
-    elif killed := RANK_KILLED.search(log):  # the others then fail for want of it
+    elif killed := RANK_KILLED.search(agent):  # the others then fail for want of it
         words = [
             f"rank {killed['rank']} was ended by {signal.Signals(int(killed['signal'])).name}; if memory ran "
             f"out (see dmesg), lower tokens_per_row or give fewer ranks; the logs are in {run.logs}"
         ]
     else:
-        trace = first["traceback"] if failures else AGENT_SAYS.split(log, maxsplit=1)[0]
+        trace = first["traceback"] if failures else AGENT_SAYS.split(agent, maxsplit=1)[0]
         print(trace.rstrip(), file=sys.stderr)
         words = [f"a defect of the program; the logs are in {run.logs}"]
     for line in words:
@@ -158,13 +161,17 @@ def explain(run: RunFolder, code: int) -> int:
     return 1
 
 
-def torchrun_log(run: RunFolder) -> Path:
-    """What torchrun's agent says, and a rank that fails before it has a log of its own."""
-    return run.logs / "torchrun.log"
+def torchrun_log(run: RunFolder, machines: Machines) -> Path:
+    """What torchrun's agent on this machine says, and a rank that fails before it has a log of its own."""
+    return run.logs / ("torchrun.log" if machines.is_first else f"torchrun-{machines.rank}.log")
 
 
 def _wait(agent: subprocess.Popen[bytes]) -> int:
-    """Waits for the end of the ranks, passing signals on. Returns torchrun's exit code."""
+    """Waits for the end of the ranks, passing signals on. Returns torchrun's exit code.
+
+    Raises:
+        KeyboardInterrupt: on a second Ctrl-C, after killing them.
+    """
     with _received_signals() as received:
         said = False
         while True:
@@ -172,6 +179,8 @@ def _wait(agent: subprocess.Popen[bytes]) -> int:
                 return agent.wait(timeout=SECONDS_BETWEEN_SIGNALS if said else 0.2)
             if received.count(signal.SIGINT) > 1:
                 _signal(agent, signal.SIGKILL)
+                agent.wait()
+                raise KeyboardInterrupt
             elif received:
                 # The ranks know no SIGINT and SIGHUP, which a terminal sends.
                 _signal(agent, received[-1] if received[-1] in PASSED_ON else signal.SIGTERM)
@@ -193,13 +202,15 @@ def _signal(agent: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 @contextlib.contextmanager
 def _received_signals() -> Iterator[list[signal.Signals]]:
-    """The stop signals that arrive inside the block, in their order."""
+    """The stop signals that arrive inside the block, in their order; not a SIGHUP that nohup had ignored."""
     received: list[signal.Signals] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
         received.append(signal.Signals(number))
 
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    wanted = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup]
+    before = {number: signal.signal(number, note) for number in wanted}
     try:
         yield received
     finally:

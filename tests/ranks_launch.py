@@ -37,6 +37,9 @@ elif stage == "wait":
     while not received:
         time.sleep(0.05)
     fail("interrupted", f"rank {rank} saved")
+elif stage == "hang":
+    (run / f"pid-{rank}").write_text(str(os.getpid()))
+    time.sleep(600)
 elif stage == "die":
     if rank == "1":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -265,6 +265,8 @@ try:
     sys.exit(torchrun.start_ranks(RunFolder(Path(sys.argv[1])), [sys.argv[2]], 2, 0, torchrun.Machines()))
 except UserError as error:
     sys.exit(f"user: {error}")
+except KeyboardInterrupt:
+    sys.exit("stopped")
 """
 
 
@@ -306,6 +308,20 @@ def test_a_signal_lets_the_ranks_save(number: signal.Signals, tmp_path: Path) ->
     assert "saved" in errors
     assert "the same command goes on from there" in errors
     assert len(list((tmp_path / "logs").glob("failure-rank-*.json"))) == 2
+
+
+def test_a_second_interrupt_ends_the_ranks_at_once(tmp_path: Path) -> None:
+    launched = launch(tmp_path, "hang")
+    wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2)
+    ranks = [psutil.Process(int(path.read_text())) for path in tmp_path.glob("pid-*")]
+    launched.send_signal(signal.SIGINT)
+    assert launched.stderr is not None
+    assert "save first" in launched.stderr.readline()
+    launched.send_signal(signal.SIGINT)
+    _, errors = launched.communicate(timeout=120)
+    _, alive = psutil.wait_procs(ranks, timeout=30)
+    assert not alive
+    assert (launched.returncode, errors) == (1, "stopped\n")
 
 
 def test_ranks_end_with_a_killed_launcher(tmp_path: Path) -> None:
