@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plast_train.config import ModelConfig
@@ -82,6 +83,12 @@ def check_base(folder: Path) -> Family:
         missing = sorted(n for n in named if not (folder / n).is_file())
         if missing:
             raise UserError(f"{index}: names weights that are missing: {', '.join(missing)}")
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, "pt"):  # reads the header and compares the length with it
+                pass
+        except SafetensorError as error:
+            raise UserError(f"{file}: not a whole safetensors file ({error}); get it anew") from None
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json or tokenizer.model; download the model's tokenizer too")
     return family
@@ -130,6 +137,9 @@ def load_lvlm(
 
     With `zero3` (a complete DeepSpeed configuration of stage 3) the weights are partitioned over the ranks
     as they are read; otherwise each rank holds the whole model.
+
+    Raises:
+        UserError: the folder lacks weights; they would be random.
     """
     from transformers import AutoModelForImageTextToText
     from transformers.integrations import HfDeepSpeedConfig
@@ -137,15 +147,22 @@ def load_lvlm(
     folder = Path(base["path"])
     # from_pretrained partitions the weights as long as this object lives.
     partitioning = HfDeepSpeedConfig(zero3) if zero3 is not None else None
-    model = AutoModelForImageTextToText.from_pretrained(
+    from_pretrained: Any = AutoModelForImageTextToText.from_pretrained
+    model, loaded = from_pretrained(
         folder,
+        output_loading_info=True,
         dtype=getattr(torch, config.dtype),
         attn_implementation={"text_config": implementation_for(device), "vision_config": "sdpa"},
         trust_remote_code=config.trust_remote_code,
     )
     del partitioning
+    wrong = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
+    if wrong:
+        raise UserError(
+            f"{folder}: {len(wrong)} weights are missing or misshapen, e.g. {wrong[0]}; get it anew"
+        )
     if zero3 is None:
-        model.to(device)
+        model = model.to(device)
     model.requires_grad_(False)
     model.eval()
     tokenizer, images = load_text_side(folder, config.trust_remote_code)
