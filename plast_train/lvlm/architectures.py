@@ -65,6 +65,18 @@ def local_folder(path: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def is_original(config: dict[str, Any]) -> bool:
+    """Whether a config.json is that of an original-LLaVA checkpoint."""
+    return "mm_vision_tower" in config
+
+
+def has_tokenizer(folder: Path | None) -> bool:
+    """Whether a tokenizer can be loaded from the folder as it is (an original one must be converted)."""
+    if folder is None or is_original(read_json(folder / "config.json")):
+        return False
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
 def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     """The complete config of the model in `folder`, or without a folder of the known model `name`: the keys
     of `model.config.to_dict()`.
@@ -75,9 +87,12 @@ def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from plast_train.lvlm.families import family_of
+    from plast_train.lvlm.original_llava import original_config
 
     if folder is not None:
         where, raw = str(folder / "config.json"), read_json(folder / "config.json")
+        if is_original(raw):
+            return original_config(folder)
     elif name in KNOWN:
         where, raw = name, KNOWN[name]
     else:
