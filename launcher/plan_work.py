@@ -137,8 +137,12 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
     plan = plan_training(
         sequences, train.global_batch, train.tokens_per_row, config.seed, 1.0, min(count, batches)
     )
-    steps = [(step, [tree for row in step.rows for tree in row]) for step in plan.steps]
-    rows = [row for step in plan.steps for row in step.rows]
+    if len(sample) == len(numbers):
+        typical = list(plan.steps)
+    else:  # a sample ends in batches that are not full, more often than the data do
+        typical = [step for step in plan.steps if step.samples == max(s.samples for s in plan.steps)]
+    steps = [(step, [tree for row in step.rows for tree in row]) for step in typical]
+    rows = [row for step in typical for row in step.rows]
     everything = range(shape.decoder.layers)
     return TrainingWork(
         records=len(numbers),

@@ -87,11 +87,12 @@ def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from plast_train.lvlm.families import family_of
-    from plast_train.lvlm.original_llava import original_config
 
     if folder is not None:
         where, raw = str(folder / "config.json"), read_json(folder / "config.json")
         if is_original(raw):
+            from plast_train.lvlm.original_llava import original_config
+
             return original_config(folder)
     elif name in KNOWN:
         where, raw = name, KNOWN[name]

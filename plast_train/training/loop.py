@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from plast_train.config import Config
 from plast_train.data.packing import PackedRow
 from plast_train.data.questions import Record
-from plast_train.data.sampling import Step, TrainingPlan
+from plast_train.data.sampling import TrainingPlan
 from plast_train.distributed import Ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.loading import Lvlm
@@ -24,7 +24,7 @@ from plast_train.run_folder import RunFolder
 from plast_train.training import checkpoints
 from plast_train.training.batches import Batch, Row, batches, token_losses
 from plast_train.training.engine import learning_rate, set_learning_rate
-from plast_train.training.flops import ModelShape, row_flops, visible_pairs
+from plast_train.training.flops import ModelShape, step_flops
 from plast_train.training.freezing_proof import require_gradients
 from plast_train.training.meters import Meters, rates
 from plast_train.training.validation import Validation
@@ -160,21 +160,5 @@ def _not_finite(training: Training, what: str, ids: list[str]) -> str:
 
 def _rates(training: Training, batch: Batch, seconds: float) -> dict[str, float | None]:
     step, ranks = batch.step, training.ranks
-    flops = step_flops(training.shape, step, training.identity.layers, training.identity.modules)
+    flops = step_flops(training.shape, step.rows, training.identity.layers, training.identity.modules)
     return rates(seconds, batch.waited, step.samples, step.tokens, flops, ranks.device, ranks.world)
-
-
-def step_flops(shape: ModelShape, step: Step, layers: list[int], modules: str) -> float:
-    """Useful operations of one step on all ranks together."""
-    return sum(
-        row_flops(
-            shape,
-            tokens=sum(tree.tokens for tree in trees),
-            pairs=visible_pairs(trees),
-            labels=sum(s.labels for tree in trees for s in tree.sequences),
-            images=sum(tree.image is not None for tree in trees),
-            selected_layers=layers,
-            modules=modules,
-        )
-        for trees in step.rows
-    )
