@@ -37,9 +37,14 @@ def resolve_paths(config: Config) -> Config:
     return config.model_copy(update={"data": data, "model": model, "train": train, "evaluate": evaluate})
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
+    return Path(os.environ.get("PLAST_CACHE", default))
+
+
 def tiny_world() -> Path:
     """The folder of the drawn world, drawn now (some seconds) if this machine does not have it."""
-    from plast_train.lvlm.loading import cache_folder
     from plast_train.lvlm.tiny.world import draw_world
 
     # Named by the code that draws it, so that no older world is taken for this one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
@@ -19,6 +18,7 @@ from plast_train.errors import UserError
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.families import Family, family_of
 from plast_train.lvlm.prompts import Prompter
+from plast_train.paths import cache_folder
 from plast_train.run_folder import read_json, sha256_of
 
 
@@ -46,12 +46,6 @@ class Lvlm:
         """`[images, 3, height, width]` in the model's dtype, on the CPU."""
         pixels: torch.Tensor = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return pixels
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
-    return Path(os.environ.get("PLAST_CACHE", default))
 
 
 def resolve_base(config: ModelConfig) -> Path:
