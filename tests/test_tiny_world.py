@@ -20,7 +20,7 @@ from plast_train.lvlm.tiny.rows import RowBuilder
 from plast_train.lvlm.tiny.samples import PREFIX, Mix, conversation, sample
 from plast_train.lvlm.tiny.scenes import PURPOSES, any_query, draw_scene, render
 from plast_train.lvlm.tiny.tokenizer import load_tokenizer
-from plast_train.lvlm.tiny.training import response_loss
+from plast_train.lvlm.tiny.training import weighted_loss
 from plast_train.lvlm.tiny.vision import pixels
 from plast_train.lvlm.tiny.words import LANGUAGES, answer_text
 from plast_train.lvlm.tiny.world import draw_world, letter, multiple_choice
@@ -174,8 +174,8 @@ def test_a_row_of_branches_has_the_loss_of_its_conversations() -> None:
     images = pixels([scene])
     packed = builder.rows([samples])
     alone = [builder.rows([[each]]) for each in samples]
-    expected = torch.stack([response_loss(model, images, each) for each in alone]).mean()
-    assert torch.allclose(response_loss(model, images, packed), expected, rtol=2e-3)  # bf16
+    expected = torch.stack([weighted_loss(model, images, each) for each in alone]).mean()
+    assert torch.allclose(weighted_loss(model, images, packed), expected, rtol=2e-3)  # bf16
 
 
 def test_pixels_are_the_processors(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def llava_config(sizes: TinySizes, tokenizer: LlamaTokenizer) -> LlavaConfig:
         num_key_value_heads=sizes.heads,
         max_position_embeddings=sizes.max_positions,
         rms_norm_eps=1e-5,
+        initializer_range=0.1,  # near 1 / sqrt(width); the usual 0.02 is for wide models
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -56,7 +56,7 @@ patches of {sizes.patch_size}: {sizes.image_tokens} image tokens. LLaVA reads th
 1. Tower: {plan.tower_steps} steps, supervised: every patch tells shape, colour and place of its cell \
 ({100 * tower_right:.2f} % of patches all right at the end). Then it is frozen.
 2. Projector and decoder: {plan.steps} steps, {samples:,} samples, AdamW, learning rate \
-{plan.learning_rate:g}, loss on the responses only.
+{plan.learning_rate:g}, loss on the responses and, with 0.3 of the weight, on the prompts.
 
 English samples: {_shares(mix.english)}. \
 Samples of another language: {_shares(mix.others)}. \

@@ -15,13 +15,16 @@ from plast_train.lvlm.tiny.samples import conversation
 from plast_train.lvlm.tiny.tokenizer import IMAGE_TOKEN
 
 IGNORED = -100
+# Language modelling of the prompts, as real decoders had in their pretraining.
+PROMPT_WEIGHT = 0.3
 
 
 @dataclass(frozen=True)
 class Rows:
     """A batch: all but `mask` are [rows, length]; `mask` is [rows, 1, length, length], True where seen.
 
-    `weights` add up to one over each sample's labels, so that a letter counts as much as a sentence.
+    `weights` add up to one over each sample's response, so that a letter counts as much as a sentence, and
+    to PROMPT_WEIGHT over its prompt.
     """
 
     tokens: Tensor
@@ -79,7 +82,8 @@ class RowBuilder:
                 positions[index, at:end] = torch.arange(prefix, prefix + len(branch))
                 owner[index, at:end] = number
                 # The label of a position is the token that follows it.
-                labels[index, end - answered - 1 : end - 1] = tokens[index, end - answered : end]
+                labels[index, at : end - 1] = tokens[index, at + 1 : end]
+                weights[index, at : end - answered - 1] = PROMPT_WEIGHT / (len(branch) - answered - 1)
                 weights[index, end - answered - 1 : end - 1] = 1 / answered
                 at = end
         return Rows(tokens, positions, labels, weights, tree_mask(owner))

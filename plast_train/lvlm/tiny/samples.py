@@ -2,12 +2,12 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plast_train.lvlm.tiny.languages import WORDINGS, ask
 from plast_train.lvlm.tiny.scenes import Query, Scene, any_query, draw_scene
 from plast_train.lvlm.tiny.words import LANGUAGES, PLACE_TEXTS, answer_text
-from plast_train.lvlm.tiny.world import letter, multiple_choice
+from plast_train.lvlm.tiny.world import letter, multiple_choice, option_rows
 
 # LLaVA-1.5's format (METHOD §4).
 SYSTEM = (
@@ -35,11 +35,12 @@ class Mix:
     )
     english: dict[str, float] = field(
         default_factory=lambda: {
-            "choice": 0.42,
-            "pick": 0.12,
-            "short": 0.32,
-            "caption": 0.04,
-            "rephrase": 0.1,
+            "choice": 0.36,
+            "pick": 0.10,
+            "letters": 0.12,
+            "short": 0.30,
+            "caption": 0.03,
+            "rephrase": 0.09,
         }
     )
     others: dict[str, float] = field(
@@ -55,11 +56,15 @@ def sample(rng: random.Random, scene: Scene, mix: Mix) -> tuple[str, str]:
         return "Describe the picture.", caption(scene)
     asked = any_query(rng, scene)
     question = ask(language, asked.kind, asked.wording, asked.subject)
+    if task in ("choice", "pick", "letters"):
+        asked = _fewer_options(rng, asked)
     if task == "choice":
         return multiple_choice(language, asked), letter(asked)
     if task == "pick":  # reading options, without the picture
         asks = f"Which option is {answer_text(language, asked.answer)}?"
         return multiple_choice(language, asked, asks), letter(asked)
+    if task == "letters":
+        return _letters(rng, language, asked)
     if task == "short":
         text = f"{question}\n{SHORT_ANSWER}" if rng.random() < 0.25 else question
         return text, answer_text(language, asked.answer)
@@ -89,6 +94,22 @@ def caption(scene: Scene) -> str:
     parts = [f"a {thing.colour} {thing.shape} {places[thing.place]}" for thing in things]
     text = ", ".join(parts).replace("a orange", "an orange")
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _fewer_options(rng: random.Random, asked: Query) -> Query:
+    """The question with two to all of its options: finding a letter is learned on the short lists."""
+    wrong = [option for option in asked.options if option != asked.answer]
+    kept = {asked.answer, *rng.sample(wrong, rng.randint(1, len(wrong)))}
+    return replace(asked, options=tuple(option for option in asked.options if option in kept))
+
+
+def _letters(rng: random.Random, language: str, asked: Query) -> tuple[str, str]:
+    """Every option with its letter, in random order."""
+    texts = list(option_rows(language, asked).items())
+    listed = "".join(f"\n{letter}. {text}" for letter, text in texts)
+    rng.shuffle(texts)
+    said = ", ".join(f"{text} is {letter}" for letter, text in texts)
+    return f"Name the letter of every option.{listed}", said
 
 
 def _other_wording(asked: Query) -> str:

@@ -56,8 +56,8 @@ def _float32_attention(
 AttentionInterface.register("float32_attention", _float32_attention)
 
 
-def response_loss(model: LlavaForConditionalGeneration, images: Tensor, rows: Rows) -> Tensor:
-    """Cross-entropy over the response tokens, every sample counting the same; no logits elsewhere."""
+def weighted_loss(model: LlavaForConditionalGeneration, images: Tensor, rows: Rows) -> Tensor:
+    """Weighted cross-entropy over the labelled tokens, every sample counting the same."""
     bias = torch.zeros(rows.mask.shape).masked_fill_(~rows.mask, -1e9)
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(
@@ -97,7 +97,7 @@ def train_base(
     start = time.monotonic()
     for step in range(1, plan.steps + 1):
         images, rows = draw_batch(rng, builder, plan, most=min(4, 1 + 10 * step // plan.steps))
-        loss = response_loss(model, images, rows)
+        loss = weighted_loss(model, images, rows)
         optimizer.zero_grad()
         loss.backward()
         _average_gradients(weights)
