@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 def _demo(arguments: argparse.Namespace) -> int:
     from launcher.run import run_stages
 
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same figures on every machine
     return run_stages("tiny", [], arguments.out, min(2, os.cpu_count() or 1), STAGES)
 
 
@@ -173,9 +175,17 @@ def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
 def _make_tiny(arguments: argparse.Namespace) -> int:
     if arguments.out.exists():
         raise UserError(f"{arguments.out}: is already there; give a new folder")
+    if arguments.tokenizer and not arguments.random_weights:
+        raise UserError(
+            "--tokenizer goes with --random-weights: the trained model has a tokenizer of its own"
+        )
     from plast_train.lvlm.tiny.base import make_tiny
+    from plast_train.run_folder import publish_folder
 
-    make_tiny(arguments.out, arguments.seed, arguments.tokenizer, arguments.random_weights)
+    with tempfile.TemporaryDirectory(dir=arguments.out.absolute().parent, prefix=".make-tiny-") as folder:
+        unfinished = Path(folder) / "model"
+        make_tiny(unfinished, arguments.seed, arguments.tokenizer, arguments.random_weights)
+        publish_folder(unfinished, arguments.out)
     print(arguments.out)
     return 0
 

@@ -110,6 +110,16 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
     return [records[number] for number in sorted(kept)]
 
 
+def check_validation(config: Config, records: list[Record]) -> None:
+    """Raises UserError where holding records back would leave less than half of them to train on."""
+    held_back = config.train.validation_records
+    if 2 * held_back > len(records):
+        raise UserError(
+            f"train.validation_records={held_back}: would leave {max(0, len(records) - held_back)} of "
+            f"{len(records)} records to train on; give {len(records) // 2} or fewer, or more records"
+        )
+
+
 def check_probe_rows(config: Config, base: BaseModel, records: list[Record]) -> None:
     """Raises UserError for a probed record whose questions in all languages do not fit one row together."""
     budget = config.probe.tokens_per_row
@@ -130,4 +140,11 @@ def check_benchmarks(config: Config, base: BaseModel) -> None:
 
     benchmarks = [read_benchmark(Path(path)) for path in config.evaluate.benchmarks]
     if benchmarks:
-        check_prompts(benchmarks, base.prompter, base.positions, config.evaluate.max_new_tokens)
+        evaluate = config.evaluate
+        check_prompts(
+            benchmarks,
+            base.prompter,
+            base.positions,
+            evaluate.max_new_tokens,
+            evaluate.localised_instruction,
+        )

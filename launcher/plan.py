@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plast_train.config import Config, SelectionConfig, load_config
 from plast_train.errors import UserError, nearest
+from plast_train.paths import resolve_paths
 
 PREFIX = "plan."
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -39,7 +40,7 @@ def run_plan(recipe: str, overrides: Sequence[str], as_json: bool) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="plast: %(levelname)s: %(message)s")
     options = read_options([o for o in overrides if o.startswith(PREFIX)])
-    config = load_config(recipe, [o for o in overrides if not o.startswith(PREFIX)])
+    config = resolve_paths(load_config(recipe, [o for o in overrides if not o.startswith(PREFIX)]))
     plan = make_plan(recipe, config, options)
     print(json.dumps(plan, indent=1, ensure_ascii=False) if as_json else plan_page(plan))
     sys.stdout.flush()

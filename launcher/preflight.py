@@ -59,6 +59,7 @@ def preflight(
         check_checkpoints,
         check_probe_rows,
         check_selection,
+        check_validation,
         usable_records,
     )
     from plast_train.lvlm.loading import describe_base, resolve_base
@@ -74,6 +75,7 @@ def preflight(
         check_selection(config, model)
         records = usable_records(config, model, records)
         finished = finished_stages(config, run, base, records)
+        check_validation(config, records)
         check_probe_rows(config, model, records)
         check_earlier_stages(stages, finished, recipe, out)
         if "evaluate" in stages:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ from plast_train.errors import UserError, nearest
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -68,7 +68,12 @@ class SelectionConfig(Section):
             raise ValueError(f"selection.k has no meaning with strategy '{self.strategy}'; remove it")
         if (self.strategy == "layers") != bool(self.layers):
             raise ValueError("selection.layers and strategy 'layers' go together: give both or neither")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"selection.layers names a layer twice: {self.layers}")
         return self
+
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TrainConfig(Section):
@@ -79,7 +84,7 @@ class TrainConfig(Section):
     learning_rate: float = Field(2e-5, gt=0.0)
     warmup_fraction: float = Field(0.03, ge=0.0, le=1.0)
     weight_decay: float = Field(0.0, ge=0.0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     gradient_clipping: float = Field(1.0, ge=0.0, description="0 switches clipping off")
     tokens_per_row: int = Field(4096, ge=64)
     image_in_training: bool = True
@@ -104,6 +109,7 @@ class CheckpointConfig(Section):
 class EvaluateConfig(Section):
     benchmarks: list[str] = Field(default_factory=list, description="VLMEvalKit-style TSV files")
     matching: Literal["parrot2024", "vlmevalkit2026"] = "parrot2024"
+    localised_instruction: bool = Field(False, description="ask for the letter in the benchmark's language")
     batch_size: int = Field(16, ge=1)
     max_new_tokens: int = Field(16, ge=1)
 
@@ -123,7 +129,7 @@ class Config(Section):
         languages = self.data.languages
         if "en" not in languages:
             raise ValueError("data.languages must contain 'en': every statistic is relative to English")
-        if len(set(languages)) != len(languages):
+        if len({language.lower() for language in languages}) != len(languages):
             raise ValueError(f"data.languages names a language twice: {languages}")
         return self
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from plast_train.config import Config
+from plast_train.errors import UserError
 from plast_train.run_folder import sync_folder
 
 # A path that begins so is in the tiny model's drawn world, which is made when it is first asked for.
@@ -53,7 +54,10 @@ def tiny_world() -> Path:
     folder = cache_folder() / f"tiny-world-{version}"
     if not folder.is_dir():
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-        draw_world(unfinished, seed=0)
+        try:
+            draw_world(unfinished, seed=0)
+        except OSError as error:
+            raise UserError(f"{unfinished}: {error}; name another cache folder in PLAST_CACHE") from None
         try:
             unfinished.rename(folder)
         except OSError:  # another process was first

@@ -66,7 +66,7 @@ def run_stage(context: Context, stage: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One rank's life. Returns the exit code of DESIGN §3."""
+    """One rank's life. Returns the exit code: 0 done, 2 the user can mend it, 1 otherwise."""
     run, stages = RunFolder(Path(arguments[0])), arguments[1:]
     assert set(stages) <= set(STAGES)
     ranks = start_ranks(run.logs)

@@ -1,4 +1,4 @@
-"""The run's folder: where everything lies, stage records, atomic publishing (DESIGN §3).
+"""The run's folder: where everything lies, stage records, atomic publishing.
 
 Nothing is visible under its final name before it is whole: written under a temporary name, synced, renamed.
 """

@@ -38,7 +38,12 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "train.validation_records",
     ),
     "export": (),
-    "evaluate": ("model.dtype", "evaluate.matching", "evaluate.max_new_tokens"),
+    "evaluate": (
+        "model.dtype",
+        "evaluate.matching",
+        "evaluate.max_new_tokens",
+        "evaluate.localised_instruction",
+    ),
     "report": (),
 }
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests start ranks on the CPU, on every machine.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 ROOT = Path(__file__).parent.parent
 
 

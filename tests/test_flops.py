@@ -1,4 +1,4 @@
-"""Useful FLOPs: against torch's own counter, METHOD's figures and the mask that rows are really run with."""
+"""Useful FLOPs: against torch's own counter, known figures and the mask that rows are really run with."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def vicuna_7b() -> ModelShape:
 
 
 def test_figures_of_the_method() -> None:
-    """METHOD §7, GFLOP a token: `lm_head` at every token, no attention scores, no vision, norms frozen."""
+    """Known figures of Vicuna-7B: `lm_head` at every token, no attention scores or vision, norms frozen."""
     shape, first_five = vicuna_7b(), range(5)
     weights_alone = TRAINED_PARTS["all"] - {"norms"}
     forward = forward_flops(shape, 1, 0, 1, 0) / 1e9

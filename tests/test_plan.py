@@ -105,7 +105,7 @@ def test_flops_and_time_follow_from_each_other(plans: Any) -> None:
     one = next(e for e in plan["time"] if e["ranks"] == 1)
     assert one["seconds_per_step"] == pytest.approx(training["useful_flops"] / (0.4 * 989e12))
     assert one["idle_share"] == 0
-    # A token of a row costs about what METHOD §7 says, and attention and images on top.
+    # A token of a row costs about what the account without them says, and attention and images on top.
     assert 27e9 < training["useful_flops"] / training["tokens"] < 31e9
     assert 1.3 < training["all_layers_flops"] / training["useful_flops"] < 1.45
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def collect(context: Context) -> list[Path]:
-    """Writes `activations/statistics.safetensors` (DESIGN §3) and returns it as the stage's output.
+    """Writes `activations/statistics.safetensors` and returns it as the stage's output.
 
     Raises:
         UserError: a record's questions do not fit one row.

@@ -1,4 +1,4 @@
-"""Which FFN neurons fire: integer tables, filled by hooks on the gate of every decoder layer (METHOD §1).
+"""Which FFN neurons fire (arXiv 2508.18381): integer tables, filled by hooks on every decoder layer's gate.
 
 Integers reduce exactly, so the tables do not depend on how rows were dealt to ranks or when.
 """
@@ -19,7 +19,7 @@ from plast_train.errors import UserError
 
 @dataclass
 class ActivationCounts:
-    """The tables of DESIGN §3 for S records, L layers, G languages, N neurons.
+    """The tables for S records, L layers, G languages, N neurons.
 
     active `[S, L, G]` int32, shared_with_english `[S, L, G]` int32, neuron_counts `[G, L, N]` int64,
     token_counts `[G, L, N]` int64, tokens `[G]` int64.

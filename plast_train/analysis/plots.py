@@ -46,7 +46,7 @@ _STYLE: Any = {
 
 def plot_layers(summary: Mapping[str, Any], selection: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes `overlap` and `msd`, each `.png` and `.svg`, into `folder` from `summary.json` and
-    `selection.json` (DESIGN §3). Returns the four paths."""
+    `selection.json`. Returns the four paths."""
     with matplotlib.rc_context(_STYLE):
         return [
             *_save(overlap_figure(summary, selection), folder / "overlap"),

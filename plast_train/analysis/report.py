@@ -101,7 +101,7 @@ def _accuracy_table(
 
 
 def _warnings(shown: Mapping[str, tuple[float, ...]], cells: Mapping[str, Any], rule: str) -> str:
-    """The failures METHOD §4 says to look for, where they show."""
+    """The failures to look for, where they show."""
     found = []
     if ENGLISH in shown and shown[ENGLISH][1] < shown[ENGLISH][0] - ENGLISH_FALLS:
         change = _change(*shown[ENGLISH][:2])

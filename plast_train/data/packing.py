@@ -1,4 +1,4 @@
-"""Packed rows: trees laid end to end up to a token budget (DESIGN §2).
+"""Packed rows: trees laid end to end up to a token budget.
 
 Rows are planned from data and settings alone and then dealt to ranks, so what a row holds never depends on
 how many ranks there are, and neither does any number computed from it.

@@ -42,7 +42,7 @@ class Record:
 def read_records(config: DataConfig) -> list[Record]:
     """The usable records of `data.questions`, in file order, questions in the order of `data.languages`.
 
-    An entry of `data.questions` is `X.jsonl` (parallel questions, DESIGN §4); `LANG=X.json` (a LLaVA instruct
+    An entry of `data.questions` is `X.jsonl` (parallel questions); `LANG=X.json` (a LLaVA instruct
     list, all such entries paired by id); or a Hugging Face data set: X.parquet, a folder, `hf:NAME[@SPLIT]`.
     Languages that are not configured are passed over.
 

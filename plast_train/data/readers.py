@@ -39,7 +39,7 @@ class Defect:
 
 
 def read_parallel(path: Path, root: Path | None) -> Iterator[RawRecord | Defect]:
-    """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer"}` (DESIGN §4)."""
+    """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer"}`."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():

@@ -1,4 +1,4 @@
-"""Token trees: a shared prefix and its branches (DESIGN §2).
+"""Token trees: a shared prefix and its branches.
 
 Sequences that begin alike (system text, image) are computed once: the tree's prefix is the longest run of
 tokens they share, cut so that every branch keeps the positions that are read from it.

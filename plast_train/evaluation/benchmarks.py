@@ -22,6 +22,7 @@ from pathlib import Path
 from PIL import Image
 
 from plast_train.data.images import FORMATS, to_rgb
+from plast_train.data.languages import language_name
 from plast_train.errors import UserError, nearest
 
 CIRCULAR_STEP = 10**6  # between the indices of one question's rows, in VLMEvalKit's files
@@ -96,7 +97,12 @@ def _name_and_language(path: Path) -> tuple[str, str]:
         raise UserError(
             f"{path}: the name does not end in a language; call it NAME_LANGUAGE.tsv (_en, _cn, …)"
         )
-    return match["name"], "-".join(["zh" if primary == "cn" else primary, *rest])
+    language = "-".join(["zh" if primary == "cn" else primary, *rest])
+    try:
+        language_name(language)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return match["name"], language
 
 
 def _rows(path: Path) -> Iterator[_Row]:

@@ -54,10 +54,12 @@ def evaluate(
     batch_size: int,
     max_new_tokens: int,
     synced: bool,
+    localised: bool = False,
 ) -> None:
     """Answers every row of the benchmarks; each rank appends its records to its own file in `parts`.
 
     The model is called `name` in the records. `settings` are what the answers depend on (see `open_parts`).
+    `localised` puts the instruction in each benchmark's language.
     `synced` is for weights spread over the ranks (ZeRO-3), which must then all run the same number of batches
     and steps. Called by every rank; what was answered before is kept.
 
@@ -66,7 +68,7 @@ def evaluate(
         UserError: the tokenizer has no token of its own for an option letter.
     """
     prompter = lvlm.prompter([])
-    questions = questions_of(benchmarks, prompter.chat)
+    questions = questions_of(benchmarks, prompter.chat, localised)
     letters = letter_tokens(prompter, questions)
     answered = ranks.broadcast(open_parts(parts, settings) if ranks.is_first else None)
     batches = plan_batches(questions, prompter, batch_size)
@@ -93,12 +95,18 @@ def evaluate(
     ranks.barrier()
 
 
-def questions_of(benchmarks: Iterable[Benchmark], chat: ChatFormat) -> list[Question]:
-    """Every row of every benchmark with its prompt, in the files' order."""
+def questions_of(
+    benchmarks: Iterable[Benchmark], chat: ChatFormat, localised: bool = False
+) -> list[Question]:
+    """Every row of every benchmark with its prompt, in the files' order.
+
+    Raises UserError for a localised instruction in a language that has none.
+    """
     questions = []
     for benchmark in benchmarks:
         for item in benchmark.items:
-            text = multiple_choice_text(item.question, item.options, item.hint)
+            language = benchmark.language if localised else None
+            text = multiple_choice_text(item.question, item.options, item.hint, language)
             questions.append(Question(benchmark, item, chat.prompt(text, with_image=True)))
     return questions
 
@@ -133,7 +141,11 @@ def letter_tokens(prompter: Prompter, questions: Sequence[Question]) -> dict[str
 
 
 def check_prompts(
-    benchmarks: Sequence[Benchmark], prompter: Prompter, positions: int, max_new_tokens: int
+    benchmarks: Sequence[Benchmark],
+    prompter: Prompter,
+    positions: int,
+    max_new_tokens: int,
+    localised: bool = False,
 ) -> None:
     """What can be known of the prompts before ranks start; `positions` is the decoder's longest sequence.
 
@@ -145,7 +157,7 @@ def check_prompts(
         other = seen.setdefault((benchmark.name, benchmark.language), benchmark.path)
         if other is not benchmark.path:
             raise UserError(f"{benchmark.path}: same benchmark and language as {other}; rename or remove one")
-    questions = questions_of(benchmarks, prompter.chat)
+    questions = questions_of(benchmarks, prompter.chat, localised)
     letter_tokens(prompter, questions)
     placeholder = _placeholder(prompter)
     for question, length in zip(questions, _lengths(questions, prompter), strict=True):

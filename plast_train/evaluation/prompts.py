@@ -1,4 +1,4 @@
-"""The text of a multiple-choice question, as VLMEvalKit puts it to LLaVA (METHOD §5).
+"""The text of a multiple-choice question, as VLMEvalKit puts it to LLaVA.
 
 Text alone: the model family's chat format and the image are put around it by whoever calls.
 """

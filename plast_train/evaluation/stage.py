@@ -42,6 +42,7 @@ def evaluate(context: Context) -> list[Path]:
                 ranks=ranks,
                 batch_size=config.evaluate.batch_size,
                 max_new_tokens=config.evaluate.max_new_tokens,
+                localised=config.evaluate.localised_instruction,
                 synced=context.partitioned,
             )
     if ranks.is_first:

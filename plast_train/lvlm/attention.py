@@ -1,4 +1,4 @@
-"""Who may see whom in a packed row: its own tree's prefix and its own branch, up to itself (DESIGN §2)."""
+"""Who may see whom in a packed row: its own tree's prefix and its own branch, up to itself."""
 
 from __future__ import annotations
 

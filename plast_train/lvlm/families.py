@@ -54,11 +54,11 @@ class Family:
         return list(layers)
 
     def gate(self, layer: nn.Module) -> nn.Module:
-        """The module whose output is the gate's activation `act(W_gate x)` (METHOD §1)."""
+        """The module whose output is the gate's activation `act(W_gate x)` (arXiv 2508.18381)."""
         return layer.get_submodule(self.gate_path)
 
 
-# The sentence and the turns of LLaVA-1.5 (METHOD §4).
+# The sentence and the turns of LLaVA-1.5.
 LLAVA_CHAT = ChatFormat(
     system="A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions.",

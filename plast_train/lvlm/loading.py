@@ -102,12 +102,24 @@ def describe_base(folder: Path) -> dict[str, Any]:
 
 
 def load_text_side(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The tokenizer and the image processor."""
+    """The tokenizer and the image processor.
+
+    Raises:
+        UserError: the folder lacks one of them, or it cannot be read.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    # The same pixels with and without torchvision.
-    images = AutoImageProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, backend="pil")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        # The same pixels with and without torchvision.
+        images = AutoImageProcessor.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, backend="pil"
+        )
+    except Exception as error:  # whatever transformers makes of a missing or torn file
+        raise UserError(
+            f"{folder}: its tokenizer or image processor cannot be loaded ({error}); "
+            "download tokenizer and processor files of the model too"
+        ) from None
     return tokenizer, images
 
 

@@ -27,14 +27,14 @@ class Prompter:
     languages: tuple[str, ...]
 
     def probe(self, number: int, record: Record, language: str) -> TokenSequence:
-        """The bare question in the chat format, up to the turn that asks for the reply (METHOD §1)."""
+        """The bare question in the chat format, up to the turn that asks for the reply (arXiv 2508.18381)."""
         key = Key(number, self.languages.index(language))
         return self._sequence(key, "{question}", record.questions[language], "", record.image)
 
     def translation(
         self, number: int, record: Record, language: str, instruction: str, with_image: bool
     ) -> TokenSequence:
-        """The instruction with the question in `language`; the reply is the English question (METHOD §4)."""
+        """The instruction with the question in `language`; the reply is the English question."""
         key = Key(number, self.languages.index(language))
         named = instruction.replace("{language}", language_name(language))
         reply = self.chat.reply(record.questions["en"])

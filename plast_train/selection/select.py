@@ -1,4 +1,4 @@
-"""The stage `select`: from the integer tables to the layers to train (METHOD §2, §3)."""
+"""The stage `select`: from the integer tables to the layers to train (arXiv 2508.18381)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _select(context: Context) -> list[Path]:
 
 
 def summary_tree(statistics: LayerStatistics, config: Config, records: int) -> dict[str, Any]:
-    """What `summary.json` holds (DESIGN §3), and which reading of the method it is."""
+    """What `summary.json` holds, and which reading of the method it is."""
 
     def by_language(table: Any) -> dict[str, list[float]]:
         return {language: table[:, g].tolist() for g, language in enumerate(statistics.languages)}
@@ -70,7 +70,7 @@ def summary_tree(statistics: LayerStatistics, config: Config, records: int) -> d
 
 
 def selection_tree(selection: Selection, config: Config) -> dict[str, Any]:
-    """What `selection.json` holds (DESIGN §3) but for the parameter counts. `options` names every reading of
+    """What `selection.json` holds but for the parameter counts. `options` names every reading of
     the method that is our choice."""
     options = config.selection
     return {

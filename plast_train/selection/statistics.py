@@ -1,4 +1,4 @@
-"""Overlap ratio, Jaccard index and mean squared deviation per layer, from the integer tables (METHOD §2).
+"""Overlap ratio, Jaccard index and mean squared deviation per layer (arXiv 2508.18381).
 
 All inputs are integers and every sum is exact (integers) or correctly rounded (`math.fsum`), so a result
 does not depend on the order of records, on how many ranks collected them, or on the machine's vector width.
@@ -45,7 +45,7 @@ class LayerStatistics:
         return int(self.active.shape[0])
 
     def msd(self, reference: Literal["mean", "english"]) -> Floats:
-        """`[L]` mean squared deviation of `active`, in neurons squared (METHOD §2).
+        """`[L]` mean squared deviation of `active`, in neurons squared (arXiv 2508.18381).
 
         From the mean over languages, divided by their number; or from English, divided by the number of
         the others.
@@ -75,7 +75,7 @@ class LayerStatistics:
 def layer_statistics(
     tables: Mapping[str, NDArray[np.integer]], languages: tuple[str, ...], position: Literal["last", "text"]
 ) -> LayerStatistics:
-    """The statistics of one position, from the tables of `statistics.safetensors` (DESIGN §3).
+    """The statistics of one position, from the tables of `statistics.safetensors`.
 
     Args:
         tables: for `last`: `active` and `shared_with_english`, both `[S, L, G]`; for `text`:

@@ -1,4 +1,4 @@
-"""Which layers to train: the paper's rule and the ones it is compared with (METHOD §3).
+"""Which layers to train: the paper's rule and the ones it is compared with (arXiv 2508.18381).
 
 `top_k` takes the k layers of highest MSD among all layers, not only among the candidates [choice]: it is MSD
 without the overlap step, and any k up to the number of layers has an answer.

@@ -1,4 +1,4 @@
-"""Sharded checkpoints of what is trained, and nothing else (DESIGN §5).
+"""Sharded checkpoints of what is trained, and nothing else.
 
 Each rank writes the ranges it owns of every trained tensor (fp32 master and both Adam moments) to its own
 shard. Loading intersects ranges, so any number of ranks and any ZeRO stage reads any checkpoint, and only the

@@ -1,4 +1,4 @@
-"""DeepSpeed's settings for a run, from a JSON in `ds_configs/` or the user's own (DESIGN §5).
+"""DeepSpeed's settings for a run, from a JSON in `ds_configs/` or the user's own.
 
 `"auto"` values come from the config; a value that contradicts the config is refused. Nothing here imports
 torch or DeepSpeed, so that every contradiction is found before ranks start.

@@ -1,4 +1,4 @@
-"""The training step's engine: DeepSpeed ZeRO 1, 2 or 3 around AdamW on the trained tensors (DESIGN §5)."""
+"""The training step's engine: DeepSpeed ZeRO 1, 2 or 3 around AdamW on the trained tensors."""
 
 from __future__ import annotations
 

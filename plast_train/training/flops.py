@@ -5,7 +5,7 @@ pairs of tokens that see each other (not the square of a row), `lm_head` at labe
 of inputs from the top down to the lowest trained layer, gradients of trained weights. Not counted: recomputed
 activations (`recompute_flops` counts them apart), norms, activation functions, the loss and the optimizer.
 
-With `labels = tokens`, no attention scores, no image and norms frozen this is METHOD §7's account: 13.2
+With `labels = tokens`, no attention scores, no image and norms frozen this is the usual account: 13.2
 forward + 13.1 input gradients + 2.0 weight gradients = 28.4 GFLOP a token for the first 5 of Vicuna-7B's 32
 layers, against 39.6 for all. With the norms trained as well, the lowest layer's input norm needs the
 gradients of q, k and v's input too: 0.1 more.

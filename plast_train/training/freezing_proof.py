@@ -1,4 +1,4 @@
-"""The proof that only what was chosen is trained (DESIGN §5)."""
+"""The proof that only what was chosen is trained."""
 
 from __future__ import annotations
 

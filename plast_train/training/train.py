@@ -1,4 +1,4 @@
-"""The training stage: trains the selected layers on question-translation pairs (METHOD §4)."""
+"""The training stage: trains the selected layers on question-translation pairs."""
 
 from __future__ import annotations
 
