@@ -40,6 +40,7 @@ def asked(tiny_folder: Path, tmp_path: Path) -> list[str]:
         f"data.questions=[{questions}]",
         "data.languages=[en,pt]",
         "evaluate.benchmarks=[]",
+        "train.validation_records=1",
     ]
 
 
@@ -121,6 +122,8 @@ def with_override(*overrides: str) -> Change:
         (base_without("model.safetensors"), "no .*weights"),
         (base_without("config.json"), "config.json"),
         (base_without("tokenizer*"), "tokenizer"),
+        (base_without("*processor_config.json"), "image processor cannot be loaded"),
+        (with_override("train.validation_records=9"), "to train on; give"),
         (wrong_architecture, "'bert' is not supported"),
         (with_override("model.path=/no/such/model"), "no such folder"),
         (no_english, "line 1.*no English question"),

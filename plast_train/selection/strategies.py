@@ -126,8 +126,6 @@ def _given(wanted: list[int], layers: int) -> list[int]:
     outside = [layer for layer in wanted if not 0 <= layer < layers]
     if outside:
         raise UserError(f"selection.layers={wanted}: no layer {outside[0]}; layers are 0 to {layers - 1}")
-    if len(set(wanted)) != len(wanted):
-        raise UserError(f"selection.layers={wanted}: a layer is named twice; remove one")
     return wanted
 
 
