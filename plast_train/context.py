@@ -32,8 +32,8 @@ class Context:
     @cached_property
     def records(self) -> list[Record]:
         """The checked records, in the order of the data."""
-        lines = self.run.records.read_text(encoding="utf-8").splitlines()
-        return [Record(**json.loads(line)) for line in lines]
+        with self.run.records.open(encoding="utf-8") as file:  # splitlines() would split at U+2028 too
+            return [Record(**json.loads(line)) for line in file]
 
     @property
     def partitioned(self) -> bool:

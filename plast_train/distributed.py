@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -116,7 +117,10 @@ def _init_distributed(device: torch.device) -> None:
     # Compiled anew for CPU ranks (28 s) and of no use here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    # Rank 0 copies and hashes whole models alone; a rank that dies is noticed by torchrun, not by this.
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=6)
+    )
 
 
 def _device() -> torch.device:

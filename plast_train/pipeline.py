@@ -71,6 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     assert set(stages) <= set(STAGES)
     ranks = start_ranks(run.logs)
     try:
+        stages = ranks.broadcast(stages)  # launchers of other machines may have seen the folder later
         config = load_config(str(run.config))
         run_stages(Context(config, run, ranks, load_deepspeed_config(config)), stages)
         return 0

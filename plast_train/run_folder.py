@@ -94,11 +94,16 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def is_done(self, stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> bool:
-        """Whether the stage is finished with just these settings and inputs and its outputs are there."""
+        """Whether the stage is finished with just these settings and inputs, and its outputs are as it left
+        them."""
         record = self.record(stage)
         if record is None or record["settings"] != settings or record["inputs"] != inputs:
             return False
-        return all((self.path / name).exists() for name in record["outputs"])
+        return all(self._is_intact(name, content) for name, content in record["outputs"].items())
+
+    def _is_intact(self, name: str, content: str) -> bool:
+        path = self.path / name
+        return path.is_dir() if content == "folder" else path.is_file() and sha256_of(path) == content
 
     def publish_record(
         self, stage: str, settings: dict[str, Any], inputs: dict[str, Any], outputs: list[Path]

@@ -36,7 +36,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.new("RGB", (50 + number, 40), colour).save(folder / image)
         questions = {
             "en": f"Is there a {colour} circle in the picture?" + " Where?" * (number % 3),
-            "pt": f"Há um círculo {number} na imagem?",
+            # A line separator that is none to JSON.
+            "pt": f"Há um círculo {number}{'\u2028' * (number == 5)} na imagem?",
             "zh": f"图片里有第{number}个圆形吗?",
             "ru": f"Есть ли на картинке круг номер {number}?",
         }
@@ -147,6 +148,7 @@ def test_a_stopped_collection_goes_on_from_its_parts(
         assert len(part.get_tensor("rows")) == 1
     assert not (out / "activations" / "statistics.safetensors").exists()
     (parts / "rows-from-000001.safetensors").write_bytes(b"torn")
+    (parts / ".rows-from-000002.safetensors.1.tmp").write_bytes(b"left by a kill")
     plast(*arguments(tiny_folder, questions, out), "--nproc", "2")
     assert (out / "activations" / "statistics.safetensors").read_bytes() == statistics.read_bytes()
     assert not parts.exists()

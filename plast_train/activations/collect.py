@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -169,7 +170,10 @@ class _Parts:
         tables = {name: table.cpu().contiguous() for name, table in counts.state_dict().items()}
         tables["rows"] = torch.tensor(self.rows, dtype=torch.int64)
         path = self.folder / f"rows-from-{self.rows[0]:06d}.safetensors"
-        publish_bytes(path, save(tables, metadata={"identity": self.identity}))
+        try:
+            publish_bytes(path, save(tables, metadata={"identity": self.identity}))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; mend it and run the same command again") from None
         for table in counts.state_dict().values():
             table.zero_()
         self.rows = []
@@ -180,10 +184,7 @@ class _Parts:
             counts.add(load_file(path))
 
     def remove(self) -> None:
-        for path in self._paths():
-            path.unlink()
-        if self.folder.exists():
-            self.folder.rmdir()
+        shutil.rmtree(self.folder, ignore_errors=True)  # also what a kill left of a part
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("*.safetensors"))

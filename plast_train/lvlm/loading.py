@@ -93,8 +93,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def describe_base(folder: Path) -> dict[str, Any]:
-    """What identifies a base: its path, the SHA-256 of config and weights, and one over them all."""
-    files = [folder / "config.json", *weight_files(folder)]
+    """What identifies a base: its path, the SHA-256 of weights, config, tokenizer and processor files, and
+    one over them all."""
+    text_side = [f for f in folder.iterdir() if f.suffix in (".json", ".model", ".jinja")]
+    files = [*sorted(text_side), *weight_files(folder)]
     with ThreadPoolExecutor() as pool:
         hashes = dict(zip([f.name for f in files], pool.map(sha256_of, files), strict=True))
     total = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()
@@ -150,6 +152,9 @@ def load_lvlm(
     from transformers import AutoModelForImageTextToText
     from transformers.integrations import HfDeepSpeedConfig
 
+    if device.type == "cuda":
+        # Rows differ in length; beyond the default of 8 variants flex attention would run unfused.
+        torch._dynamo.config.recompile_limit = 64
     folder = Path(base["path"])
     # from_pretrained partitions the weights as long as this object lives.
     partitioning = HfDeepSpeedConfig(zero3) if zero3 is not None else None
@@ -160,6 +165,8 @@ def load_lvlm(
         dtype=getattr(torch, config.dtype),
         attn_implementation={"text_config": implementation_for(device), "vision_config": "sdpa"},
         trust_remote_code=config.trust_remote_code,
+        # Straight to the device: eight ranks with a whole 13B each would fill the host's memory.
+        device_map={"": device} if zero3 is None else None,
     )
     del partitioning
     wrong = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
@@ -167,8 +174,6 @@ def load_lvlm(
         raise UserError(
             f"{folder}: {len(wrong)} weights are missing or misshapen, e.g. {wrong[0]}; get it anew"
         )
-    if zero3 is None:
-        model = model.to(device)
     model.requires_grad_(False)
     model.eval()
     tokenizer, images = load_text_side(folder, config.trust_remote_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
@@ -183,8 +185,13 @@ def _leave(training: Training) -> None:
         engine.optimizer.empty_partition_cache()
     engine.destroy()
     for parameter in model.parameters():
-        parameter.__dict__.pop("_z3_optimizer", None)  # would keep masters and moments alive
+        for keeper in ("_z3_optimizer", "_zero_optimizer"):  # would keep masters and moments alive
+            parameter.__dict__.pop(keeper, None)
     model.requires_grad_(False)
+    engine.optimizer.optimizer.state.clear()
+    if training.ranks.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _digest(plan: TrainingPlan) -> str:
