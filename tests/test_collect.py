@@ -36,8 +36,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.new("RGB", (50 + number, 40), colour).save(folder / image)
         questions = {
             "en": f"Is there a {colour} circle in the picture?" + " Where?" * (number % 3),
-            # A line separator that is none to JSON.
-            "pt": f"Há um círculo {number}{'\u2028' * (number == 5)} na imagem?",
+            # One with a line separator that is none to JSON.
+            "pt": f"Há um círculo {number} na imagem?" + "\u2028" * (number == 5),
             "zh": f"图片里有第{number}个圆形吗?",
             "ru": f"Есть ли на картинке круг номер {number}?",
         }
