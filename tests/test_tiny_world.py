@@ -16,14 +16,15 @@ from plast_train.errors import UserError
 from plast_train.lvlm.tiny.architecture import TinySizes, build_model
 from plast_train.lvlm.tiny.base import SHIPPED, make_tiny
 from plast_train.lvlm.tiny.languages import KINDS, WORDINGS, ask
+from plast_train.lvlm.tiny.measure import accuracy
 from plast_train.lvlm.tiny.rows import RowBuilder
-from plast_train.lvlm.tiny.samples import FIRST_MIX, PREFIX, conversation, sample
+from plast_train.lvlm.tiny.samples import PREFIX, Mix, conversation, sample
 from plast_train.lvlm.tiny.scenes import PURPOSES, any_query, draw_scene, render
 from plast_train.lvlm.tiny.tokenizer import load_tokenizer
 from plast_train.lvlm.tiny.training import weighted_loss
 from plast_train.lvlm.tiny.vision import pixels
 from plast_train.lvlm.tiny.words import LANGUAGES, answer_text
-from plast_train.lvlm.tiny.world import draw_world, letter, multiple_choice
+from plast_train.lvlm.tiny.world import benchmark_items, draw_world, letter, multiple_choice
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +154,9 @@ def test_a_branch_is_the_conversation_as_the_tokenizer_splits_it() -> None:
     tokenizer = load_tokenizer(SHIPPED)
     builder = RowBuilder(tokenizer, image_tokens=36)
     rng = random.Random(2)
+    mix = Mix()
     for _ in range(100):
-        text, response = sample(rng, draw_scene(rng, "base"), FIRST_MIX)
+        text, response = sample(rng, draw_scene(rng, "base"), mix)
         whole = tokenizer(conversation(text, response).replace("<image>", "<image>" * 36)).input_ids
         branch, answered = builder.branch(text, response)
         assert builder.prefix + branch == whole
@@ -169,7 +171,7 @@ def test_a_row_of_branches_has_the_loss_of_its_conversations() -> None:
     builder = RowBuilder(tokenizer, sizes.image_tokens)
     rng = random.Random(3)
     scene = draw_scene(rng, "base")
-    samples = [sample(rng, scene, FIRST_MIX) for _ in range(4)]
+    samples = [sample(rng, scene, Mix()) for _ in range(4)]
     images = pixels([scene])
     packed = builder.rows([samples])
     alone = [builder.rows([[each]]) for each in samples]
@@ -200,6 +202,24 @@ def test_another_tokenizer_makes_a_model_of_its_vocabulary(shared: Path, tmp_pat
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.model"):
         make_tiny(tmp_path / "out", tokenizer=tmp_path, random_weights=True)
+
+
+def test_the_shipped_model_loads_and_sees() -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) <= 10_000_000
+    model = AutoModelForImageTextToText.from_pretrained(SHIPPED, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(SHIPPED)
+    items = benchmark_items(seed=11)[:72]
+    builder = RowBuilder(load_tokenizer(SHIPPED), image_tokens=36)
+    found = accuracy(model, builder, items)
+    assert found["en"][0] > 0.6 > max(pair[0] for language, pair in found.items() if language != "en")
+    # The same reply by plain generation.
+    scene, asked = items[0]
+    prompt = conversation(multiple_choice("en", asked))
+    batch = processor(images=render(scene), text=prompt, return_tensors="pt")
+    reply = model.generate(**batch, max_new_tokens=4, do_sample=False)[0, batch.input_ids.shape[1] :]
+    assert processor.decode(reply, skip_special_tokens=True).strip() in set("ABCD")
 
 
 def test_letters_are_where_the_answer_is() -> None:
