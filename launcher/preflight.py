@@ -75,8 +75,8 @@ def preflight(
         check_selection(config, model)
         records = usable_records(config, model, records)
         finished = finished_stages(config, run, base, records)
-        check_validation(config, records)
         check_probe_rows(config, model, records)
+        check_validation(config, records)
         check_earlier_stages(stages, finished, recipe, out)
         if "evaluate" in stages:
             check_benchmarks(config, model)

@@ -40,7 +40,7 @@ from plast_train.lvlm.tiny.base import make_tiny
 
 BATCH_SIZE = 4
 NEW_TOKENS = 5
-SIZES = TinySizes(width=64, layers=2, vision_layers=2, ffn_width=96)
+SIZES = TinySizes(width=64, heads=4, layers=2, vision_layers=2, ffn_width=96)
 ZERO3 = {
     "train_micro_batch_size_per_gpu": 1,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},

@@ -129,7 +129,7 @@ def with_override(*overrides: str) -> Change:
         (no_english, "line 1.*no English question"),
         (with_override("data.languages=[en,xx]"), "'xx'"),
         (long_question, "long.jsonl, line 1, id 'a': .* in all languages"),
-        (with_override("train.instruction=<image> {question}"), "1 image tokens where"),
+        (with_override("train.instruction=<image> {question}"), "image tokens where"),
         (with_override("selection.strategy=layers", "selection.layers=[1,99]"), "no layer 99"),
         (with_override("selection.strategy=deepest", "selection.k=99"), "selection.k=99"),
         (bad_benchmark, "bench_en.tsv"),
