@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from commands import plast
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from plast_train.evaluation.benchmarks import read_benchmark
+from plast_train.evaluation.prompts import multiple_choice_text
+from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.stages import STAGES
 
 XGQA = ["en", "de", "pt", "ru", "zh", "ko", "bn", "id"]
@@ -60,6 +64,13 @@ def test_every_stage_leaves_what_the_design_says(run: Path) -> None:
     assert selection["selected_layers"] == [0, 1]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4]
+    fields = {"loss", "learning_rate", "gradient_norm", "samples_per_second", "tokens_per_second"}
+    fields |= {"useful_flops_per_second", "data_wait_share", "peak_memory_bytes"}
+    assert all(m[field] > 0 for m in metrics[:-1] for field in fields - {"data_wait_share"})
+    assert set(metrics[-1]["validation_loss"]) == set(XGQA) - {"en"}
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert fields <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
 
 
 def test_only_the_selected_layers_differ_and_the_export_loads(run: Path, model: Path) -> None:
@@ -73,6 +84,33 @@ def test_only_the_selected_layers_differ_and_the_export_loads(run: Path, model: 
         n for n in base if n.startswith(("model.language_model.layers.0.", "model.language_model.layers.1."))
     }
     assert differ == selected
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_else(run: Path) -> None:
+    trained = json.loads((run / "selection.json").read_text())["trainable_parameters"]
+    size = sum(file.stat().st_size for file in (run / "checkpoints" / "step-00000004").iterdir())
+    expected = trained * 12 + 2 * 64 * 1024
+    assert abs(size - expected) <= 0.1 * expected
+
+
+def test_the_export_gives_the_logits_of_the_ranks(run: Path, shared: Path) -> None:
+    """The option letters' logits that the ranks recorded, against plain transformers on the export."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(run / "export")
+    model = AutoModelForImageTextToText.from_pretrained(run / "export", dtype=torch.float32).eval()
+    lines = (
+        (run / "evaluation" / "predictions" / "mmmb_style.en.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+    answers = {r["index"]: r for r in map(json.loads, lines) if r["model"] == "plast"}
+    for item in read_benchmark(shared / "data" / "benchmarks" / "mmmb_style_en.tsv").items[:3]:
+        prompt = LLAVA_CHAT.prompt(multiple_choice_text(item.question, item.options, item.hint), True)
+        inputs = processor(text=prompt, images=[item.image], return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -1]
+        for letter, logit in answers[item.index]["option_logits"].items():
+            token = processor.tokenizer(f"{prompt} {letter}")["input_ids"][-1]
+            assert abs(logits[token].item() - logit) < 1e-4
 
 
 def test_a_second_run_skips_everything_and_a_changed_setting_redoes_what_follows(

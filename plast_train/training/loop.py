@@ -55,7 +55,7 @@ def run_loop(training: Training, start: int) -> None:
     """Trains from after `start` steps to the plan's end.
 
     Raises:
-        UserError: the loss or the gradient is not finite; the weights are as before that step.
+        UserError: the loss or the gradient is not finite; the checkpoints are as before that step.
         Interrupted: a stop signal came; a checkpoint was saved.
     """
     ranks, engine, config, total = training.ranks, training.engine, training.config, len(training.plan.steps)
