@@ -18,7 +18,7 @@ from plast_train.lvlm.tiny.base import SHIPPED, make_tiny
 from plast_train.lvlm.tiny.languages import KINDS, WORDINGS, ask
 from plast_train.lvlm.tiny.measure import accuracy
 from plast_train.lvlm.tiny.rows import RowBuilder
-from plast_train.lvlm.tiny.samples import PREFIX, Mix, conversation, sample
+from plast_train.lvlm.tiny.samples import FIRST_MIX, PREFIX, conversation, sample
 from plast_train.lvlm.tiny.scenes import PURPOSES, any_query, draw_scene, render
 from plast_train.lvlm.tiny.tokenizer import load_tokenizer
 from plast_train.lvlm.tiny.training import weighted_loss
@@ -154,9 +154,8 @@ def test_a_branch_is_the_conversation_as_the_tokenizer_splits_it() -> None:
     tokenizer = load_tokenizer(SHIPPED)
     builder = RowBuilder(tokenizer, image_tokens=36)
     rng = random.Random(2)
-    mix = Mix()
     for _ in range(100):
-        text, response = sample(rng, draw_scene(rng, "base"), mix)
+        text, response = sample(rng, draw_scene(rng, "base"), FIRST_MIX)
         whole = tokenizer(conversation(text, response).replace("<image>", "<image>" * 36)).input_ids
         branch, answered = builder.branch(text, response)
         assert builder.prefix + branch == whole
@@ -171,7 +170,7 @@ def test_a_row_of_branches_has_the_loss_of_its_conversations() -> None:
     builder = RowBuilder(tokenizer, sizes.image_tokens)
     rng = random.Random(3)
     scene = draw_scene(rng, "base")
-    samples = [sample(rng, scene, Mix()) for _ in range(4)]
+    samples = [sample(rng, scene, FIRST_MIX) for _ in range(4)]
     images = pixels([scene])
     packed = builder.rows([samples])
     alone = [builder.rows([[each]]) for each in samples]

@@ -11,7 +11,7 @@ from plast_train.lvlm.tiny.measure import accuracy, describe
 from plast_train.lvlm.tiny.rows import RowBuilder
 from plast_train.lvlm.tiny.samples import tokenizer_texts
 from plast_train.lvlm.tiny.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
-from plast_train.lvlm.tiny.training import Plan, run_workers, train_base
+from plast_train.lvlm.tiny.training import Plan, run_workers, train_stage
 from plast_train.lvlm.tiny.vision import pretrain_tower
 from plast_train.lvlm.tiny.world import benchmark_items
 
@@ -68,7 +68,8 @@ def _train(rank: int, out: Path, sizes: TinySizes, plan: Plan, seed: int) -> Non
         save_model(model, processor, out)
         model.train()
 
-    train_base(model, builder, plan, seed, rank, report)
+    for number in range(len(plan.stages)):
+        train_stage(model, builder, plan, number, seed, rank, report)
     if rank == 0:
         model.eval()
         minutes = (time.monotonic() - start) / 60

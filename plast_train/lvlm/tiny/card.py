@@ -28,12 +28,11 @@ def _card(
     tower_right: float,
     found: dict[str, tuple[float, float]],
 ) -> str:
-    mix = plan.mix
-    samples = plan.steps * plan.workers * plan.rows * plan.branches
+    stages = "\n".join(_stage(number, plan) for number in range(len(plan.stages)))
     languages = "\n".join(
         f"| {LANGUAGES[code]} | {100 * share:.1f} % | "
         f"{100 * found[code][0]:.1f} % | {100 * found[code][1]:.1f} % |"
-        for code, share in mix.languages.items()
+        for code, share in plan.stages[-1].mix.languages.items()
     )
     return f"""---
 license: apache-2.0
@@ -55,11 +54,9 @@ patches of {sizes.patch_size}: {sizes.image_tokens} image tokens. LLaVA reads th
 ## Training
 1. Tower: {plan.tower_steps} steps, supervised: every patch tells shape, colour and place of its cell \
 ({100 * tower_right:.2f} % of patches all right at the end). Then it is frozen.
-2. Projector and decoder: {plan.steps} steps, {samples:,} samples, AdamW, learning rate \
-{plan.learning_rate:g}, loss on the responses and, with 0.3 of the weight, on the prompts.
+2. Projector and decoder with AdamW, loss on the responses and, with 0.3 of the weight, on the prompts:
+{stages}
 
-English samples: {_shares(mix.english)}. \
-Samples of another language: {_shares(mix.others)}. \
 The other languages are weak because they are rare, and for no other reason.
 
 Made in {minutes:.0f} minutes on {plan.workers} CPU cores by `plast make-tiny --out DIR --seed {seed}`.
@@ -74,6 +71,16 @@ Made in {minutes:.0f} minutes on {plan.workers} CPU cores by `plast make-tiny --
 No picture of the evaluation can be among those trained on: the background's red level modulo 3 tells what a \
 picture is for.
 """
+
+
+def _stage(number: int, plan: Plan) -> str:
+    stage = plan.stages[number]
+    samples = stage.steps * plan.workers * plan.rows * plan.branches
+    return (
+        f"   - {stage.steps} steps, {samples:,} samples, learning rate {stage.learning_rate:g}; languages: "
+        f"{_shares(stage.mix.languages)}; English: {_shares(stage.mix.english)}; "
+        f"each other language: {_shares(stage.mix.others)}."
+    )
 
 
 def _shares(shares: dict[str, float]) -> str:

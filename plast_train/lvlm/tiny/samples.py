@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from plast_train.lvlm.tiny.languages import WORDINGS, ask
 from plast_train.lvlm.tiny.scenes import Query, Scene, any_query, draw_scene
@@ -20,32 +20,38 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the samples. `languages` and each task table add up to one."""
+    """Shares of the samples: of the languages, of the tasks in English, of the tasks in the others."""
 
-    languages: dict[str, float] = field(
-        default_factory=lambda: {
-            "en": 0.935,
-            "zh": 0.014,
-            "pt": 0.014,
-            "ru": 0.013,
-            "ar": 0.010,
-            "tr": 0.009,
-            "sw": 0.005,
-        }
-    )
-    english: dict[str, float] = field(
-        default_factory=lambda: {
-            "choice": 0.36,
-            "pick": 0.10,
-            "letters": 0.12,
-            "short": 0.30,
-            "caption": 0.03,
-            "rephrase": 0.09,
-        }
-    )
-    others: dict[str, float] = field(
-        default_factory=lambda: {"choice": 0.15, "short": 0.2, "to English": 0.4, "from English": 0.25}
-    )
+    languages: dict[str, float]
+    english: dict[str, float]
+    others: dict[str, float]
+
+
+# First reading options and finding letters, then mostly questions about the picture.
+FIRST_MIX = Mix(
+    languages={"en": 0.935, "zh": 0.014, "pt": 0.014, "ru": 0.013, "ar": 0.010, "tr": 0.009, "sw": 0.005},
+    english={
+        "choice": 0.36,
+        "pick": 0.10,
+        "letters": 0.12,
+        "short": 0.30,
+        "caption": 0.03,
+        "rephrase": 0.09,
+    },
+    others={"choice": 0.15, "short": 0.2, "to English": 0.4, "from English": 0.25},
+)
+SECOND_MIX = Mix(
+    languages={"en": 0.882, "zh": 0.025, "pt": 0.025, "ru": 0.022, "ar": 0.018, "tr": 0.018, "sw": 0.01},
+    english={
+        "choice": 0.45,
+        "pick": 0.02,
+        "letters": 0.02,
+        "short": 0.38,
+        "caption": 0.06,
+        "rephrase": 0.07,
+    },
+    others={"choice": 0.25, "short": 0.25, "to English": 0.35, "from English": 0.15},
+)
 
 
 def sample(rng: random.Random, scene: Scene, mix: Mix) -> tuple[str, str]:
@@ -125,7 +131,7 @@ def tokenizer_texts(seed: int, count: int = 20_000) -> Iterator[str]:
     shares = {language: 0.88 if language == "en" else 0.02 for language in LANGUAGES}
     rng = random.Random(f"tiny world, base tokenizer, {seed}")
     for number in range(count):
-        text, response = sample(rng, draw_scene(rng, "base"), Mix(languages=shares))
+        text, response = sample(rng, draw_scene(rng, "base"), replace(FIRST_MIX, languages=shares))
         yield from f"{text} ASSISTANT: {response}".split("\n")
         if number % 50 == 0:
             yield f"{SYSTEM} USER: ASSISTANT:"

@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,9 +19,19 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from plast_train.lvlm.tiny.rows import IGNORED, RowBuilder, Rows
-from plast_train.lvlm.tiny.samples import Mix, sample
+from plast_train.lvlm.tiny.samples import FIRST_MIX, SECOND_MIX, Mix, sample
 from plast_train.lvlm.tiny.scenes import draw_scene
 from plast_train.lvlm.tiny.vision import pixels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimizer. A `growing` stage begins with pictures of one object."""
+
+    steps: int
+    learning_rate: float
+    mix: Mix
+    growing: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,18 +39,21 @@ class Plan:
     """How the base is trained. `rows` pictures of `branches` samples each, a step and a worker."""
 
     tower_steps: int = 500
-    steps: int = 3500
+    stages: tuple[Stage, ...] = (
+        Stage(steps=3500, learning_rate=2e-3, mix=FIRST_MIX, growing=True),
+        Stage(steps=2000, learning_rate=1.2e-3, mix=SECOND_MIX),
+    )
     rows: int = 8
     branches: int = 8
     workers: int = 2
-    learning_rate: float = 2e-3
-    mix: Mix = field(default_factory=Mix)
 
 
-def draw_batch(rng: random.Random, builder: RowBuilder, plan: Plan, most: int) -> tuple[Tensor, Rows]:
+def draw_batch(
+    rng: random.Random, builder: RowBuilder, plan: Plan, mix: Mix, most: int
+) -> tuple[Tensor, Rows]:
     """Pixel values and rows for pictures of up to `most` objects."""
     scenes = [draw_scene(rng, "base", most) for _ in range(plan.rows)]
-    samples = [[sample(rng, scene, plan.mix) for _ in range(plan.branches)] for scene in scenes]
+    samples = [[sample(rng, scene, mix) for _ in range(plan.branches)] for scene in scenes]
     return pixels(scenes), builder.rows(samples)
 
 
@@ -76,29 +89,32 @@ def weighted_loss(model: LlavaForConditionalGeneration, images: Tensor, rows: Ro
     return (losses * weights).sum() / weights.sum()
 
 
-def train_base(
+def train_stage(
     model: LlavaForConditionalGeneration,
     builder: RowBuilder,
     plan: Plan,
+    number: int,
     seed: int,
     rank: int,
     report: Callable[[int], None],
 ) -> None:
     """Train projector and decoder in place, the tower frozen; rank 0 calls `report(step)` every 500 steps.
 
-    Pictures grow from one object to four over the first 30 % of the steps: which colour belongs to which
-    shape is learned late when many objects are there from the start.
+    In a growing stage pictures go from one object to four over the first 30 % of the steps: which colour
+    belongs to which shape is learned late when many objects are there from the start.
     """
-    rng = random.Random(f"tiny world, base, {seed}, {rank}")
+    stage = plan.stages[number]
+    rng = random.Random(f"tiny world, base, {seed}, {rank}" + (f", {number}" if number else ""))
     model.model.vision_tower.requires_grad_(False)
     model.model.language_model.set_attn_implementation("float32_attention")
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, plan.steps))
+    optimizer = torch.optim.AdamW(weights, lr=stage.learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, stage.steps))
     losses: list[float] = []
     start = time.monotonic()
-    for step in range(1, plan.steps + 1):
-        images, rows = draw_batch(rng, builder, plan, most=min(4, 1 + 10 * step // plan.steps))
+    for step in range(1, stage.steps + 1):
+        most = min(4, 1 + 10 * step // stage.steps) if stage.growing else 4
+        images, rows = draw_batch(rng, builder, plan, stage.mix, most)
         loss = weighted_loss(model, images, rows)
         optimizer.zero_grad()
         loss.backward()
@@ -110,7 +126,8 @@ def train_base(
         if rank == 0 and step % 100 == 0:
             mean = sum(losses[-100:]) / 100
             print(
-                f"base step {step}/{plan.steps} loss {mean:.4f} {time.monotonic() - start:.0f} s", flush=True
+                f"stage {number} step {step}/{stage.steps} loss {mean:.4f} {time.monotonic() - start:.0f} s",
+                flush=True,
             )
         if rank == 0 and step % 500 == 0:
             report(step)
