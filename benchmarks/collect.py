@@ -39,6 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--image-size", type=int, default=336)
     parser.add_argument("--patch-size", type=int, default=14)
+    # On a CPU the mask is dense, so long rows of several trees cost more attention than they save.
+    parser.add_argument("--tokens-per-row", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -48,7 +50,8 @@ def main() -> None:
     records = [record for record in read_records(config) if record.image][:RECORDS]
     prompter = lvlm.prompter(LANGUAGES)
     groups = [[prompter.probe(i, r, language) for language in LANGUAGES] for i, r in enumerate(records)]
-    packed = [lay_out(trees) for trees in fill_rows([grow_tree(group) for group in groups], 4096)]
+    budget = arguments.tokens_per_row
+    packed = [lay_out(trees) for trees in fill_rows([grow_tree(group) for group in groups], budget)]
     single = [lay_out([grow_tree([sequence])]) for group in groups for sequence in group]
     run(lvlm, packed[:1])  # warm-up
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
