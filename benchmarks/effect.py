@@ -4,7 +4,7 @@
 
 Each run is `plast run tiny seed=S …`; what is finished is not run again. Prints, in points of accuracy of
 generated answers, English and the mean of the other languages before and after, for every seed and strategy.
-`--also` adds strategies to compare with: as many layers as the MSD rule chose, or all.
+`--also` adds strategies to compare with: as many layers as the recipe trains, or all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.nproc} ranks; {versions}")
     print(f"{'layers':28} {'seed':>4} {'English':>22} {'mean of the others':>22}")
-    for strategy in ["msd", *arguments.also]:
+    for strategy in ["recipe", *arguments.also]:
         changes = [one_run(arguments, strategy, seed) for seed in arguments.seeds]
         english, others = (fmean(change) for change in zip(*changes, strict=True))
         print(f"{strategy + ', mean of the seeds':28} {'':4} {english:+22.1f} {others:+22.1f}", flush=True)
@@ -66,11 +66,11 @@ def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> tuple[fl
 
 
 def selection(arguments: argparse.Namespace, strategy: str, seed: int) -> list[str]:
-    if strategy == "msd":
+    if strategy == "recipe":
         return []
     options = [f"selection.strategy={strategy}"]
     if strategy != "all":
-        chosen = json.loads((arguments.out / f"msd-{seed}" / "selection.json").read_text())
+        chosen = json.loads((arguments.out / f"recipe-{seed}" / "selection.json").read_text())
         options.append(f"selection.k={len(chosen['selected_layers'])}")
     return options
 

@@ -148,6 +148,10 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """
     source, text = _read(recipe)
     tree, lines = _parse(source, text)
+    if any(override.startswith("selection.strategy=") for override in overrides):
+        # The recipe's number of layers, or its layers, belong to the strategy that is replaced.
+        for key in ("k", "layers"):
+            tree.get("selection", {}).pop(key, None)
     for override in overrides:
         _apply(tree, lines, override)
     try:
