@@ -196,7 +196,7 @@ def test_only_what_is_missing_is_done(
     assert contents(out) == written
     assert [f"{stage}: done before, skipped" for stage in STAGES] == capsys.readouterr().out.splitlines()[:6]
 
-    overrides = [*asked, "selection.strategy=shallowest", "selection.k=2"]
+    overrides = [*asked, "selection.strategy=deepest", "selection.k=2"]
     assert run.run_stages("tiny", overrides, out, 1, STAGES) == 0
     assert started[2:] == [STAGES[1:]]
     (out / "output-of-export").unlink()
