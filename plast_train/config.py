@@ -160,10 +160,6 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError("\n".join(_explain(e, source, lines) for e in error.errors())) from None
 
 
-def save_config(config: Config, path: Path) -> None:
-    path.write_text(dump_config(config), encoding="utf-8")
-
-
 def dump_config(config: Config) -> str:
     tree: dict[str, Any] = config.model_dump(mode="json")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

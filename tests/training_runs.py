@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from plast_train.config import Config, load_config, save_config
+from plast_train.config import Config, dump_config, load_config
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.lvlm.loading import describe_base
 from plast_train.lvlm.tiny.architecture import TinySizes
@@ -95,7 +95,7 @@ def make_config(every_steps: int = 5, every_minutes: float = 60.0, **train: Any)
 def make_run(folder: Path, base: Path, config: Config, layers: Sequence[int] = (0, 1)) -> Path:
     """A run folder as the stages before training leave it: 24 records, every third with an image."""
     folder.mkdir(parents=True)
-    save_config(config, folder / "config.yaml")
+    (folder / "config.yaml").write_text(dump_config(config))
     (folder / "base.json").write_text(json.dumps(describe_base(base)))
     lines = []
     for number in range(24):
@@ -124,7 +124,8 @@ def continue_run(source: Path, target: Path, steps: Sequence[int], **train: Any)
     if train:
         config = load_config(str(target / "config.yaml"))
         changed = config.train.model_copy(update=train)
-        save_config(config.model_copy(update={"train": changed}), target / "config.yaml")
+        changed_config = config.model_copy(update={"train": changed})
+        (target / "config.yaml").write_text(dump_config(changed_config))
     return target
 
 

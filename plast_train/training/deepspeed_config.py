@@ -47,10 +47,6 @@ def with_batch(settings: dict[str, Any], world: int, micro_steps: int) -> dict[s
     }
 
 
-def zero_stage(settings: dict[str, Any]) -> int:
-    return int(settings["zero_optimization"]["stage"])
-
-
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
     offload = settings["zero_optimization"].get("offload_optimizer") or {}
     return offload.get("device", "none") == "cpu"

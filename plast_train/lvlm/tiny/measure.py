@@ -1,7 +1,5 @@
 """Accuracy of a tiny LVLM on the drawn world's multiple choice: generated answers and option logits."""
 
-import random
-
 import torch
 from transformers import LlavaForConditionalGeneration
 
@@ -59,8 +57,3 @@ def describe(found: dict[str, tuple[float, float]]) -> str:
     mean = [100 * sum(pair[way] for pair in others) / len(others) for way in (0, 1)]
     parts = [f"{language} {100 * one:.1f}/{100 * two:.1f}" for language, (one, two) in found.items()]
     return f"{' '.join(parts)} | others {mean[0]:.1f}/{mean[1]:.1f}"
-
-
-def sampled_items(items: list[tuple[Scene, Query]], count: int) -> list[tuple[Scene, Query]]:
-    """A fixed random part of the items, for progress reports."""
-    return random.Random(0).sample(items, count)
