@@ -15,9 +15,7 @@ from plast_train.lvlm.architectures import count_parameters, read_architecture
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.loading import load_text_side, make_prompter
 from plast_train.run_folder import RunFolder
-
-# Of the layers, where a rule is yet to choose them: the paper trains 5 of 32.
-USUAL_SHARE = 5 / 32
+from plast_train.selection.layers import fixed_layers, usual_number
 
 
 class BaseModel:
@@ -33,21 +31,15 @@ class BaseModel:
         self.prompter = make_prompter(tokenizer, family, self.config, config.data.languages)
 
     def trained_parameters(self, selection: SelectionConfig) -> int:
-        """Parameters that the selection trains; of a usual share of layers where a rule is yet to choose."""
-        by_rule = max(1, round(self.layers * USUAL_SHARE))
-        counts = {"msd": by_rule, "all": self.layers, "layers": len(selection.layers)}
-        layers = range(counts.get(selection.strategy, selection.k or 0))
+        """Parameters that the selection trains; of a usual number of layers where a rule is yet to choose.
+
+        Raises:
+            UserError: the selection names a layer, or a number of layers, that the decoder does not have.
+        """
+        layers = fixed_layers(selection, self.layers)
+        if layers is None:
+            layers = list(range(selection.k or usual_number(self.layers)))
         return count_parameters(self.config, layers, selection.modules)[1]
-
-
-def check_selection(config: Config, base: BaseModel) -> None:
-    """Raises UserError for layers by number, or a number of layers, that the decoder does not have."""
-    selection, last = config.selection, base.layers - 1
-    outside = [layer for layer in selection.layers if not 0 <= layer <= last]
-    if outside:
-        raise UserError(f"selection.layers: no layer {outside[0]}; the decoder has layers 0 to {last}")
-    if selection.k is not None and selection.k > base.layers:
-        raise UserError(f"selection.k={selection.k}: the decoder has {base.layers} layers; give fewer")
 
 
 def check_checkpoints(run: RunFolder, fingerprint: str) -> None:

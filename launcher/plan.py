@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from plast_train.config import Config, SelectionConfig, load_config
 from plast_train.errors import UserError, nearest
 from plast_train.paths import resolve_paths
+from plast_train.selection.layers import fixed_layers, usual_number
 
 PREFIX = "plan."
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -132,24 +133,11 @@ def layers_to_train(selection: SelectionConfig, count: int) -> tuple[list[int], 
     Raises:
         UserError: a layer, or a number of layers, that the decoder does not have.
     """
-    from launcher.model_checks import USUAL_SHARE
-
-    if selection.strategy == "layers":
-        outside = [layer for layer in selection.layers if not 0 <= layer < count]
-        if outside:
-            raise UserError(
-                f"selection.layers: no layer {outside[0]}; the decoder has layers 0 to {count - 1}"
-            )
-        return sorted(selection.layers), None
-    if selection.strategy == "all":
-        return list(range(count)), None
-    k = selection.k or max(1, round(count * USUAL_SHARE))
-    if k > count:
-        raise UserError(f"selection.k={k}: the decoder has only {count} layers")
-    first = {"middle": (count - k) // 2, "deepest": count - k}.get(selection.strategy, 0)
-    layers = list(range(first, first + k))
-    if selection.strategy in ("shallowest", "middle", "deepest"):
+    layers = fixed_layers(selection, count)
+    if layers is not None:
         return layers, None
+    k = selection.k or usual_number(count)
+    layers = list(range(k))
     which = f"the first {k} of {count} layers are trained"
     if selection.strategy == "msd":
         return (

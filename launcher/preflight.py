@@ -58,7 +58,6 @@ def preflight(
         check_benchmarks,
         check_checkpoints,
         check_probe_rows,
-        check_selection,
         check_validation,
         usable_records,
     )
@@ -72,7 +71,7 @@ def preflight(
         check_checkpoints(run, base["fingerprint"])
         check_ranks(nproc, gpus, os.cpu_count() or 1)
         model = BaseModel(config, Path(base["path"]))
-        check_selection(config, model)
+        trained = model.trained_parameters(config.selection)
         records = usable_records(config, model, records)
         finished = finished_stages(config, run, base, records)
         check_probe_rows(config, model, records)
@@ -80,7 +79,6 @@ def preflight(
         check_earlier_stages(stages, finished, recipe, out)
         if "evaluate" in stages:
             check_benchmarks(config, model)
-        trained = model.trained_parameters(config.selection)
         check_disk(config, run, model.folder, trained, nproc, set(stages) - finished)
     done = tuple(stage for stage in stages if stage in finished)
     todo = tuple(stage for stage in stages if stage not in finished)

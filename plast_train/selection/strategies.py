@@ -15,6 +15,7 @@ import numpy as np
 
 from plast_train.config import SelectionConfig
 from plast_train.errors import UserError
+from plast_train.selection.layers import fixed_layers, usual_number
 from plast_train.selection.statistics import ENGLISH, Floats, LayerStatistics
 
 
@@ -106,27 +107,14 @@ def _by_strategy(statistics: LayerStatistics, config: SelectionConfig, seed: int
     layers = statistics.layers
     if config.strategy == "msd":
         return None
-    if config.strategy == "all":
-        return list(range(layers))
-    if config.strategy == "layers":
-        return _given(config.layers, layers)
-    k = config.k
-    if k is None or k > layers:
-        raise UserError(f"selection.k={k}: the decoder has {layers} layers; give 1 to {layers}")
+    fixed = fixed_layers(config, layers)
+    if fixed is not None:
+        return fixed
+    assert config.k is not None  # so says the config's own check
     if config.strategy == "random":
-        return random.Random(seed).sample(range(layers), k)
-    if config.strategy == "top_k":
-        msd = statistics.msd(config.reference)
-        return sorted(range(layers), key=lambda layer: (-msd[layer], layer))[:k]
-    first = {"shallowest": 0, "middle": (layers - k) // 2, "deepest": layers - k}[config.strategy]
-    return list(range(first, first + k))
-
-
-def _given(wanted: list[int], layers: int) -> list[int]:
-    outside = [layer for layer in wanted if not 0 <= layer < layers]
-    if outside:
-        raise UserError(f"selection.layers={wanted}: no layer {outside[0]}; layers are 0 to {layers - 1}")
-    return wanted
+        return random.Random(seed).sample(range(layers), config.k)
+    msd = statistics.msd(config.reference)
+    return sorted(range(layers), key=lambda layer: (-msd[layer], layer))[: config.k]
 
 
 def _nothing_stands_out(statistics: LayerStatistics, config: SelectionConfig, selection: Selection) -> str:
@@ -151,7 +139,7 @@ def _nothing_stands_out(statistics: LayerStatistics, config: SelectionConfig, se
         )
         verdict = "" if other.selected not in {(), other.candidates} else " (refused as well)"
         lines.append(f"  {names}: {list(other.selected) or 'none'}{verdict}")
-    k = max(1, round(statistics.layers * 5 / 32))  # the paper's share: 5 of 32 layers
+    k = usual_number(statistics.layers)
     by_k = {"k": k, "strategy": "top_k"}
     top = _by_strategy(statistics, config.model_copy(update=by_k), 0)
     lines.append(f"  selection.strategy=top_k selection.k={k}: {sorted(top or [])}")
