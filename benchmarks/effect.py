@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
+from plast_train.evaluation.accuracies import ENGLISH, MEAN, accuracies, percent, points
+
 BENCHMARK, RULE = "tiny", "parrot2024"
 
 
@@ -56,13 +58,10 @@ def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> tuple[fl
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     layers = json.loads((out / "selection.json").read_text())["selected_layers"]
     cells = json.loads((out / "evaluation" / "results.json").read_text())[BENCHMARK]
-    english = [100 * cells["en"][model]["generated"][RULE] for model in ("base", "plast")]
-    others = [
-        100 * fmean(cell[model]["generated"][RULE] for language, cell in cells.items() if language != "en")
-        for model in ("base", "plast")
-    ]
-    print(f"{strategy + ' ' + str(layers):28} {seed:4} {_change(english)} {_change(others)}", flush=True)
-    return english[1] - english[0], others[1] - others[0]
+    rows = accuracies(cells, RULE, circular=False)
+    english, others = rows[ENGLISH][:2], rows[MEAN][:2]
+    print(f"{strategy + ' ' + str(layers):28} {seed:4} {_change(*english)} {_change(*others)}", flush=True)
+    return 100 * (english[1] - english[0]), 100 * (others[1] - others[0])
 
 
 def selection(arguments: argparse.Namespace, strategy: str, seed: int) -> list[str]:
@@ -75,9 +74,8 @@ def selection(arguments: argparse.Namespace, strategy: str, seed: int) -> list[s
     return options
 
 
-def _change(accuracies: list[float]) -> str:
-    before, after = accuracies
-    return f"{before:6.1f} {after:6.1f} {after - before:+8.1f}"
+def _change(before: float, after: float) -> str:
+    return f"{percent(before):>6} {percent(after):>6} {points(before, after):>8}"
 
 
 if __name__ == "__main__":

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
 from typing import Any
 
 import yaml
 
+from plast_train.evaluation.accuracies import accuracies, is_circular, percent, points
 from plast_train.run_folder import RunFolder, read_json
-
-BEFORE, AFTER, ENGLISH = "base", "plast", "en"
-MEAN = "mean of the others"
-
-# generated answers before and after, option logits before and after; fractions of 1
-Accuracies = tuple[float, float, float, float]
 
 
 def final_table(run: RunFolder) -> str:
@@ -35,11 +29,8 @@ def benchmark_table(name: str, cells: Mapping[str, Any], rule: str) -> str:
     `cells` is one benchmark of `evaluation/results.json`: language → `n` and each model's scores. Where the
     benchmark is circular, a question counts only if all its rows are answered right.
     """
-    circular = any("circular" in cell[BEFORE] for cell in cells.values())
-    rows = {language: _accuracies(cell, rule) for language, cell in _english_first(cells).items()}
-    others = [row for language, row in rows.items() if language != ENGLISH]
-    if others:
-        rows[MEAN] = tuple(map(fmean, zip(*others, strict=True)))  # type: ignore[assignment]
+    circular = is_circular(cells)
+    rows = accuracies(cells, rule, circular)
     width = max(map(len, ["language", *rows]))
     counted = "questions right in every order of options" if circular else "rows"
     columns = "   ".join(["  before   after  change"] * 2)
@@ -53,23 +44,6 @@ def benchmark_table(name: str, cells: Mapping[str, Any], rule: str) -> str:
     )
 
 
-def _english_first(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(sorted(cells.items(), key=lambda item: (item[0] != ENGLISH, item[0])))
-
-
-def _accuracies(cell: Mapping[str, Any], rule: str) -> Accuracies:
-    before, after = (cell[model].get("circular", cell[model]) for model in (BEFORE, AFTER))
-    return (
-        before["generated"][rule],
-        after["generated"][rule],
-        before["option_logits"],
-        after["option_logits"],
-    )
-
-
-def _numbers(*accuracies: float) -> str:
-    generated, logits = accuracies[:2], accuracies[2:]
-    return "   ".join(
-        f"{100 * before:8.1f}{100 * after:8.1f}{100 * (after - before):+8.1f}"
-        for before, after in (generated, logits)
-    )
+def _numbers(*shown: float) -> str:
+    pairs = shown[:2], shown[2:]
+    return "   ".join(f"{percent(old):>8}{percent(new):>8}{points(old, new):>8}" for old, new in pairs)

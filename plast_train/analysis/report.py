@@ -6,16 +6,25 @@ import json
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from plast_train.analysis.html_page import facts, figures, page, table
 from plast_train.analysis.plots import plot_accuracies, plot_training
 from plast_train.config import Config
 from plast_train.context import Context
+from plast_train.evaluation.accuracies import (
+    BASE,
+    ENGLISH,
+    MEAN,
+    TRAINED,
+    accuracies,
+    is_circular,
+    percent,
+    points,
+)
 from plast_train.run_folder import RunFolder, publish_text, read_json
 
-BASE, TRAINED, ENGLISH, MEAN = "base", "plast", "en", "mean of the others"
 # Changes in accuracy or share, as fractions of 1, from which a table's reader should be told.
 ENGLISH_FALLS, UNMATCHED_RISES = 0.01, 0.05
 
@@ -57,13 +66,10 @@ def _accuracy_sections(config: Config, run: RunFolder) -> list[str]:
 
 def _accuracy_section(name: str, cells: Mapping[str, Any], rule: str, run: RunFolder) -> str:
     """One benchmark of `results.json`: accuracy per language before and after, each way of scoring."""
-    languages = sorted(cells, key=lambda language: (language != ENGLISH, language))
-    circular = all("circular" in cells[language][BASE] for language in languages)
+    circular = is_circular(cells)
     parts = [f"<h2>Accuracy on {escape(name)}</h2>"]
     for way in ("circular", "rows") if circular else ("rows",):
-        rows = {language: _accuracies(cells[language], way, rule) for language in languages}
-        others = [numbers for language, numbers in rows.items() if language != ENGLISH]
-        shown = rows | {MEAN: tuple(map(fmean, zip(*others, strict=True)))} if others else rows
+        shown = accuracies(cells, rule, way == "circular")
         if way == "circular" or not circular:
             generated = {language: numbers[:2] for language, numbers in shown.items()}
             _, svg = plot_accuracies(generated, run.report / f"accuracy-{_file_name(name)}")
@@ -74,12 +80,6 @@ def _accuracy_section(name: str, cells: Mapping[str, Any], rule: str, run: RunFo
     return "".join(parts)
 
 
-def _accuracies(cell: Mapping[str, Any], way: str, rule: str) -> tuple[float, ...]:
-    """Generated answers with the base and the trained model, option logits with the base and the trained."""
-    scores = [cell[model]["circular"] if way == "circular" else cell[model] for model in (BASE, TRAINED)]
-    return (*(s["generated"][rule] for s in scores), *(s["option_logits"] for s in scores))
-
-
 def _accuracy_table(
     shown: Mapping[str, tuple[float, ...]], cells: Mapping[str, Any], way: str, rule: str
 ) -> str:
@@ -87,11 +87,11 @@ def _accuracy_table(
     of_rows = way == "rows"
     rows = []
     for language, (before, after, logits_before, logits_after) in shown.items():
-        row = [_percent(before), _percent(after), _change(before, after)]
-        row += [_percent(logits_before), _percent(logits_after), _change(logits_before, logits_after)]
+        row = [percent(before), percent(after), points(before, after)]
+        row += [percent(logits_before), percent(logits_after), points(logits_before, logits_after)]
         cell = cells.get(language)  # none for the mean
         if of_rows:
-            row += [_percent(cell[m]["no_match"][rule]) if cell else "" for m in (BASE, TRAINED)]
+            row += [percent(cell[m]["no_match"][rule]) if cell else "" for m in (BASE, TRAINED)]
         count = str(cell[BASE]["n"] if of_rows else cell[BASE]["circular"]["n"]) if cell else ""
         rows.append([language, count, *row])
     head = ["language", "n", *["base", "trained", "change"] * 2, *["base", "trained"] * of_rows]
@@ -104,7 +104,7 @@ def _warnings(shown: Mapping[str, tuple[float, ...]], cells: Mapping[str, Any], 
     """The failures to look for, where they show."""
     found = []
     if ENGLISH in shown and shown[ENGLISH][1] < shown[ENGLISH][0] - ENGLISH_FALLS:
-        change = _change(*shown[ENGLISH][:2])
+        change = points(*shown[ENGLISH][:2])
         found.append(f"English changed by {change} points: try fewer steps or a lower learning rate.")
     if MEAN in shown and shown[MEAN][1] <= shown[MEAN][0]:
         found.append("The other languages did not gain: the bottleneck may be elsewhere, e.g. in vision.")
@@ -199,14 +199,6 @@ def _run_section(run: RunFolder) -> str:
 
 def _listed(values: Iterable[Any]) -> str:
     return ", ".join(map(str, values))
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
-def _change(before: float, after: float) -> str:
-    return f"{100 * (after - before):+.1f}"
 
 
 def _file_name(name: str) -> str:

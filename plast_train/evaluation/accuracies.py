@@ -1,0 +1,41 @@
+"""The accuracies of `evaluation/results.json` as the tables show them: before and after, per language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+BASE, TRAINED, ENGLISH, MEAN = "base", "plast", "en", "mean of the others"
+
+# Generated answers before and after, option logits before and after; fractions of 1.
+Accuracies = tuple[float, ...]
+
+
+def is_circular(cells: Mapping[str, Any]) -> bool:
+    """Whether a question of the benchmark counts only if all its rows are right; `cells` as below."""
+    return all("circular" in cell[BASE] for cell in cells.values())
+
+
+def accuracies(cells: Mapping[str, Any], rule: str, circular: bool) -> dict[str, Accuracies]:
+    """English first, the mean of the other languages last, where there are any.
+
+    `cells` is one benchmark of the file: language → `n` and each model's scores. `circular` takes those over
+    questions instead of rows, `rule` names how generated answers are matched.
+    """
+    rows: dict[str, Accuracies] = {}
+    for language in sorted(cells, key=lambda language: (language != ENGLISH, language)):
+        cell = cells[language]
+        scores = [cell[model]["circular"] if circular else cell[model] for model in (BASE, TRAINED)]
+        rows[language] = (*(s["generated"][rule] for s in scores), *(s["option_logits"] for s in scores))
+    others = [row for language, row in rows.items() if language != ENGLISH]
+    return rows | {MEAN: tuple(map(fmean, zip(*others, strict=True)))} if others else rows
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def points(before: float, after: float) -> str:
+    """A change in percentage points, with its sign."""
+    return f"{100 * (after - before):+.1f}"
