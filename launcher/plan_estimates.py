@@ -44,7 +44,7 @@ class EstimatingTokenizer:
                 ids.append(
                     self._image_token
                     if word.strip() == "<image>"
-                    else _FIRST_ID + zlib.crc32(word.encode()) + piece
+                    else _FIRST_ID + zlib.crc32(word.encode()) % 10**9 + piece
                 )
                 offsets.append(
                     (start + len(word) * piece // pieces, start + len(word) * (piece + 1) // pieces)

@@ -232,7 +232,7 @@ def _recomputed(shape: ModelShape, trees: Sequence[TokenTree], layers: Sequence[
 
 
 def _unshared(trees: Sequence[TokenTree]) -> int:
-    return sum(len(s.tokens) for tree in trees for s in tree.sequences)
+    return sum(s.length for tree in trees for s in tree.sequences)
 
 
 def _images(trees: Sequence[TokenTree]) -> int:

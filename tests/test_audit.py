@@ -32,7 +32,8 @@ def sequence(record: int, language: int, question: int, **fields: Any) -> TokenS
     tokens = (1, 2, *([IMAGE] * 4 if image else []), *range(10, 10 + question), 7, 8)
     start = len(tokens) - 2 - question
     defaults: dict[str, Any] = {"tokens": tokens, "labels": 2, "image": image}
-    return TokenSequence(Key(record, language), question=(start, start + question), **{**defaults, **fields})
+    where = (start, start + question)
+    return TokenSequence.of(Key(record, language), question=where, **{**defaults, **fields})
 
 
 def sequences() -> Iterator[TokenSequence]:

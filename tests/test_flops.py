@@ -143,7 +143,7 @@ def test_trained_norms_add_the_input_gradients_of_the_lowest_q_k_v() -> None:
 
 def test_pairs_are_those_the_mask_lets_through() -> None:
     def sequence(record: int, language: int, tokens: list[int]) -> TokenSequence:
-        return TokenSequence(Key(record, language), tuple(tokens), (0, 1))
+        return TokenSequence.of(Key(record, language), tuple(tokens), (0, 1))
 
     trees = [
         grow_tree([sequence(0, 0, [1, 2, 3, 4, 5]), sequence(0, 1, [1, 2, 3, 9, 8, 7])]),

@@ -261,7 +261,7 @@ def test_steps_are_counted_as_the_run_plans_them(batch: int, epochs: float) -> N
     )
     records = [Record(str(n), {}, "image.jpg" if n % 3 else None, None, "") for n in range(11)]
     sequences = [
-        [TokenSequence(Key(n, k), (1, 2, n, k), (0, 1), 1, record.image) for k in (1, 2)]
+        [TokenSequence.of(Key(n, k), (1, 2, n, k), (0, 1), 1, record.image) for k in (1, 2)]
         for n, record in enumerate(records)
     ]
     planned = plan_training(sequences, batch, 100, 0, epochs, None)

@@ -84,7 +84,7 @@ def audit(records: Sequence[Record], config: DataConfig, sequences: Iterable[Tok
         counts[sequence.key.language].append(stop - start)
         if config.languages[sequence.key.language] == "en":
             words += len(records[sequence.key.record].questions["en"].split())
-        if longest is None or len(sequence.tokens) > len(longest.tokens):
+        if longest is None or sequence.length > longest.length:
             longest = sequence
     english = sum(counts[config.languages.index("en")])
     tokens = {
@@ -105,7 +105,7 @@ def audit(records: Sequence[Record], config: DataConfig, sequences: Iterable[Tok
         repeated_records=len(pairs) - len(set(pairs)),
         languages=list(config.languages),
         tokens=tokens,
-        longest_sequence=len(longest.tokens) if longest else None,
+        longest_sequence=longest.length if longest else None,
         longest_where=_where(longest, records, config) if longest else None,
     )
 
@@ -134,7 +134,7 @@ def check_sequences(
     defects: list[Defect] = []
     bad: set[int] = set()
     for sequence in sequences:
-        length = len(sequence.tokens)
+        length = sequence.length
         found = sequence.tokens.count(image_token_id)
         expected = image_tokens if sequence.image is not None else 0
         problems = []

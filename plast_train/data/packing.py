@@ -53,9 +53,9 @@ class PackedRow:
         indices: list[int] = []
         labels: list[int] = []
         for placed in self.placed:
-            tokens = placed.sequence.tokens
-            indices += placed.span(placed.sequence.read_from, len(tokens) - 1)
-            labels += tokens[placed.sequence.read_from + 1 :]
+            sequence = placed.sequence
+            indices += placed.span(sequence.read_from, sequence.length - 1)
+            labels += sequence.tokens[sequence.read_from + 1 :]
         return torch.tensor(indices, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
 
@@ -75,7 +75,7 @@ def lay_out(trees: Sequence[TokenTree]) -> PackedRow:
             placed.append(PlacedSequence(sequence, tree.prefix, prefix_at, len(ids)))
             rest = sequence.tokens[tree.prefix :]
             ids += rest
-            positions += range(tree.prefix, len(sequence.tokens))
+            positions += range(tree.prefix, sequence.length)
             branch_of += [branch] * len(rest)
         tree_of += [number] * (len(ids) - prefix_at)
     images = tuple(tree.image for tree in trees if tree.image is not None)

@@ -6,6 +6,8 @@ tokens they share, cut so that every branch keeps the positions that are read fr
 
 from __future__ import annotations
 
+import zlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,24 +20,44 @@ class Key(NamedTuple):
     language: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenSequence:
     """One sequence as the model's processor makes it, image placeholders expanded.
 
     `read_from` is the first position whose hidden state is used: the last prompt position, from which the
     reply is predicted. `labels` counts the tokens at the end that carry a loss (0 when probing);
     `question` is the half-open range of the question's own text.
+
+    Each rank holds the sequences of the whole data set, so the `length` tokens are kept compressed: an image
+    is one token repeated.
     """
 
     key: Key
-    tokens: tuple[int, ...]
+    compressed: bytes
+    length: int
     question: tuple[int, int]
-    labels: int = 0
-    image: str | None = None
+    labels: int
+    image: str | None
+
+    @classmethod
+    def of(
+        cls,
+        key: Key,
+        tokens: Sequence[int],
+        question: tuple[int, int],
+        labels: int = 0,
+        image: str | None = None,
+    ) -> TokenSequence:
+        compressed = zlib.compress(array("i", tokens).tobytes(), level=1)
+        return cls(key, compressed, len(tokens), question, labels, image)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(array("i", zlib.decompress(self.compressed)))
 
     @property
     def read_from(self) -> int:
-        return len(self.tokens) - 1 - self.labels
+        return self.length - 1 - self.labels
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class TokenTree:
 
     @property
     def tokens(self) -> int:
-        return self.prefix + sum(len(s.tokens) - self.prefix for s in self.sequences)
+        return self.prefix + sum(s.length - self.prefix for s in self.sequences)
 
     @property
     def image(self) -> str | None:
@@ -62,12 +84,10 @@ def grow_tree(sequences: Sequence[TokenSequence]) -> TokenTree:
     """
     if not sequences or len({s.image for s in sequences}) != 1:
         raise ValueError("a token tree needs at least one sequence, all of one image")
-    prefix = min(s.read_from for s in sequences)
-    first = sequences[0].tokens
-    for other in sequences[1:]:
-        shared = (i for i, (a, b) in enumerate(zip(first, other.tokens, strict=False)) if a != b)
-        prefix = min(prefix, next(shared, min(len(first), len(other.tokens))))
-    return TokenTree(prefix, tuple(sequences))
+    tokens = [s.tokens for s in sequences]
+    first, last = min(tokens), max(tokens)  # what these two share, all share
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return TokenTree(min(shared, *(s.read_from for s in sequences)), tuple(sequences))
 
 
 def split_tree(tree: TokenTree, budget: int) -> list[TokenTree]:

@@ -56,7 +56,7 @@ class Prompter:
         labels = sum(a >= len(prompt) for a, _ in offsets) if reply else 0
         tokens, first = self._expand_image(ids, inside[0])
         span = (first, first + inside[-1] + 1 - inside[0])
-        return TokenSequence(key, tuple(tokens), span, labels, image)
+        return TokenSequence.of(key, tokens, span, labels, image)
 
     def _expand_image(self, ids: list[int], position: int) -> tuple[list[int], int]:
         """The ids with the placeholder repeated, and where `position` has moved to."""

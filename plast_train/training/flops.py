@@ -112,7 +112,7 @@ def visible_pairs(trees: Sequence[TokenTree]) -> int:
 
 def _tree_pairs(tree: TokenTree) -> int:
     prefix = tree.prefix
-    branches = [len(s.tokens) - prefix for s in tree.sequences]
+    branches = [s.length - prefix for s in tree.sequences]
     return prefix * (prefix + 1) // 2 + sum(b * prefix + b * (b + 1) // 2 for b in branches)
 
 
