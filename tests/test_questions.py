@@ -8,7 +8,9 @@ import logging
 import os
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from plast_train.data.questions import Record, read_records
 from plast_train.errors import UserError
 
 LANGUAGES = ["en", "pt"]
+NOBODY = 65534  # the user of that name
 
 
 def entry(number: int, **fields: Any) -> dict[str, Any]:
@@ -185,11 +188,18 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "did you mean 'zh'" in refused(good, languages=["en", "cn"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_file_without_permission(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "q.jsonl", [entry(1)])
-    path.chmod(0)
-    assert "Permission denied" in refused(path)
+def test_file_without_permission() -> None:
+    """In a process of nobody's where this one is root's, which may read everything."""
+    user = NOBODY if os.geteuid() == 0 else os.geteuid()
+    with TemporaryDirectory() as folder:  # pytest's own is the user's alone
+        Path(folder).chmod(0o755)
+        path = write_lines(Path(folder) / "q.jsonl", [entry(1)])
+        found = read(path)  # also imports what nobody may not be allowed to
+        with get_context("fork").Pool(1, os.setuid, (user,)) as child:
+            path.chmod(0o644)
+            assert child.apply(read, (path,)) == found
+            path.chmod(0)
+            assert "Permission denied" in child.apply(refused, (path,))
 
 
 def test_image_root_may_be_set_and_absolute_paths_below_it_are_taken(tmp_path: Path) -> None:
