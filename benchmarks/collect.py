@@ -49,7 +49,7 @@ def main() -> None:
     config = DataConfig(questions=[str(tiny_world() / "questions.jsonl")], languages=LANGUAGES)
     records = [record for record in read_records(config) if record.image][:RECORDS]
     prompter = lvlm.prompter(LANGUAGES)
-    groups = [[prompter.probe(i, r, language) for language in LANGUAGES] for i, r in enumerate(records)]
+    groups = list(prompter.probes(records, range(len(records))))
     budget = arguments.tokens_per_row
     packed = [lay_out(trees) for trees in fill_rows([grow_tree(group) for group in groups], budget)]
     single = [lay_out([grow_tree([sequence])]) for group in groups for sequence in group]

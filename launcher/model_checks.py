@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from plast_train.config import Config, SelectionConfig
 from plast_train.data.questions import Record
-from plast_train.data.sampling import probe_records
-from plast_train.data.token_tree import TokenSequence, grow_tree
 from plast_train.errors import UserError
 from plast_train.lvlm.architectures import count_parameters, read_architecture
 from plast_train.lvlm.families import family_of
@@ -68,35 +65,22 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
     """
     from plast_train.data.audit import check_sequences
 
-    languages, prompter = config.data.languages, base.prompter
-
-    def probes() -> Iterator[TokenSequence]:
-        for number, record in enumerate(records):
-            for language in languages:
-                yield prompter.probe(number, record, language)
-
-    def translations() -> Iterator[TokenSequence]:
-        train = config.train
-        for number, record in enumerate(records):
-            for language in languages:
-                if language != "en":
-                    yield prompter.translation(
-                        number, record, language, train.instruction, train.image_in_training
-                    )
-
-    kept = set(range(len(records)))
-    for section, sequences in (("probe", probes()), ("train", translations())):
+    prompter, numbers = base.prompter, range(len(records))
+    kept = set(numbers)
+    for section, tokens_per_row, groups in (
+        ("probe", config.probe.tokens_per_row, prompter.probes(records, numbers)),
+        ("train", config.train.tokens_per_row, prompter.translations(records, numbers, config.train)),
+    ):
         kept &= set(
             check_sequences(
-                sequences,
+                groups,
                 records,
                 config.data,
-                tokens_per_row=getattr(config, section).tokens_per_row,
-                row_option=f"{section}.tokens_per_row",
+                section=section,
+                tokens_per_row=tokens_per_row,
                 max_positions=base.positions,
                 image_token_id=prompter.image_token,
                 image_tokens=prompter.image_tokens,
-                with_labels=section == "train",
             )
         )
     return [records[number] for number in sorted(kept)]
@@ -110,19 +94,6 @@ def check_validation(config: Config, records: list[Record]) -> None:
             f"train.validation_records={held_back}: would leave {max(0, len(records) - held_back)} of "
             f"{len(records)} records to train on; give {len(records) // 2} or fewer, or more records"
         )
-
-
-def check_probe_rows(config: Config, base: BaseModel, records: list[Record]) -> None:
-    """Raises UserError for a probed record whose questions in all languages do not fit one row together."""
-    budget = config.probe.tokens_per_row
-    for number in probe_records(len(records), config.probe.records, config.seed):
-        record = records[number]
-        tree = grow_tree([base.prompter.probe(number, record, lang) for lang in config.data.languages])
-        if tree.tokens > budget:
-            raise UserError(
-                f"{record.where}, id '{record.id}': {tree.tokens} tokens in all languages do not fit a row; "
-                f"raise probe.tokens_per_row ({budget}) or shorten the questions"
-            )
 
 
 def check_benchmarks(config: Config, base: BaseModel) -> None:

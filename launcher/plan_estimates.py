@@ -34,7 +34,11 @@ class EstimatingTokenizer:
     def __init__(self, image_token: int) -> None:
         self._image_token = image_token
 
-    def __call__(self, text: str, return_offsets_mapping: bool = True) -> dict[str, list[Any]]:
+    def __call__(self, texts: list[str], return_offsets_mapping: bool = True) -> dict[str, list[Any]]:
+        encoded = [self._encode(text) for text in texts]
+        return {"input_ids": [ids for ids, _ in encoded], "offset_mapping": [places for _, places in encoded]}
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids: list[int] = [1]
         offsets = [(0, 0)]
         for match in _WORD.finditer(text):
@@ -49,7 +53,7 @@ class EstimatingTokenizer:
                 offsets.append(
                     (start + len(word) * piece // pieces, start + len(word) * (piece + 1) // pieces)
                 )
-        return {"input_ids": ids, "offset_mapping": offsets}
+        return ids, offsets
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -114,8 +115,8 @@ def read_data(config: Config, architecture: dict[str, Any], folder: Path | None,
 
     records = read_records(config.data)
     numbers = _sample(len(records), SAMPLE, config.seed)
-    made = (prompter.probe(n, records[n], language) for n in numbers for language in languages)
-    found = audit(records, config.data, made)
+    made = prompter.probes(records, numbers)
+    found = audit(records, config.data, itertools.chain.from_iterable(made))
     return Data(records, prompter, positions, found.as_dict(), found.lines(), assumptions)
 
 
@@ -131,7 +132,7 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
     train = config.train
     numbers, held_back = split_records(len(data.records), train.validation_records, config.seed)
     sample = [numbers[i] for i in _sample(len(numbers), max(SAMPLE, 2 * train.global_batch), config.seed)]
-    sequences = _runnable(config, data, [_translations(config, data, number) for number in sample])
+    sequences = _runnable(config, data, list(data.prompter.translations(data.records, sample, train)))
     count = training_steps(config, [data.records[n] for n in numbers])
     batches = math.ceil(sum(map(len, sequences)) / train.global_batch)
     plan = plan_training(
@@ -170,10 +171,7 @@ def collecting_work(config: Config, data: Data, shape: ModelShape) -> Collecting
     from plast_train.training.flops import forward_flops, visible_pairs
 
     numbers = probe_records(len(data.records), config.probe.records, config.seed)
-    trees = [
-        grow_tree([data.prompter.probe(n, data.records[n], lang) for lang in config.data.languages])
-        for n in numbers
-    ]
+    trees = [grow_tree(group) for group in data.prompter.probes(data.records, numbers)]
     tokens = sum(tree.tokens for tree in trees)
     return CollectingWork(
         records=len(numbers),
@@ -200,29 +198,17 @@ def _runnable(config: Config, data: Data, records: list[list[TokenSequence]]) ->
     from plast_train.data.audit import check_sequences
 
     usable = check_sequences(
-        (sequence for sequences in records for sequence in sequences),
+        records,
         data.records,
         config.data,
+        section="train",
         tokens_per_row=config.train.tokens_per_row,
-        row_option="train.tokens_per_row",
         max_positions=data.positions,
         image_token_id=data.prompter.image_token,
         image_tokens=data.prompter.image_tokens,
-        with_labels=True,
     )
     kept = set(usable)
     return [sequences for sequences in records if sequences[0].key.record in kept]
-
-
-def _translations(config: Config, data: Data, number: int) -> list[TokenSequence]:
-    train = config.train
-    return [
-        data.prompter.translation(
-            number, data.records[number], lang, train.instruction, train.image_in_training
-        )
-        for lang in config.data.languages
-        if lang != "en"
-    ]
 
 
 def _recomputed(shape: ModelShape, trees: Sequence[TokenTree], layers: Sequence[int]) -> float:

@@ -57,7 +57,6 @@ def preflight(
         BaseModel,
         check_benchmarks,
         check_checkpoints,
-        check_probe_rows,
         check_validation,
         usable_records,
     )
@@ -74,7 +73,6 @@ def preflight(
         trained = model.trained_parameters(config.selection)
         records = usable_records(config, model, records)
         finished = finished_stages(config, run, base, records)
-        check_probe_rows(config, model, records)
         check_validation(config, records)
         check_earlier_stages(stages, finished, recipe, out)
         if "evaluate" in stages:

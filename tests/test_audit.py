@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from plast_train.config import DataConfig
 from plast_train.data.audit import audit, check_sequences
 from plast_train.data.questions import Record, read_records
-from plast_train.data.token_tree import Key, TokenSequence
+from plast_train.data.token_tree import Key, TokenSequence, grow_tree
 from plast_train.errors import UserError
 
 IMAGE = 99
@@ -43,14 +44,14 @@ def sequences() -> Iterator[TokenSequence]:
 
 
 def check(changed: TokenSequence | None = None, fraction: float = 0.0, **limits: Any) -> list[int]:
-    of_all = [changed if changed and s.key == changed.key else s for s in sequences()]
+    of_all = (changed if changed and s.key == changed.key else s for s in sequences())
+    groups = [list(group) for _, group in itertools.groupby(of_all, lambda s: s.key.record)]
     defaults = {"tokens_per_row": 20, "max_positions": 20, "image_token_id": IMAGE, "image_tokens": 4}
     return check_sequences(
-        of_all,
+        groups,
         RECORDS,
         CONFIG.model_copy(update={"max_bad_fraction": fraction}),
-        row_option="train.tokens_per_row",
-        with_labels=True,
+        section="train",
         **{**defaults, **limits},
     )
 
@@ -121,13 +122,17 @@ def test_a_tower_of_another_size_refuses_every_image() -> None:
         check(image_tokens=9, fraction=0.5)
 
 
-def test_probing_needs_no_labels() -> None:
-    probing = [sequence(0, 0, 6, labels=0)]
-    limits = {"tokens_per_row": 20, "max_positions": 20, "image_token_id": IMAGE, "image_tokens": 4}
-    kept = check_sequences(
-        probing, RECORDS[:1], CONFIG, row_option="probe.tokens_per_row", with_labels=False, **limits
-    )
-    assert kept == [0]
+def test_probing_needs_no_labels_but_a_row_for_all_languages(caplog: pytest.LogCaptureFixture) -> None:
+    probing = [[sequence(n, k, 3 + k + n, labels=0) for k in range(2)] for n in range(2)]
+    limits: dict[str, Any] = {"section": "probe", "max_positions": 20, "image_token_id": IMAGE}
+    limits |= {"image_tokens": 4}
+    longest = grow_tree(probing[1]).tokens
+    assert check_sequences(probing, RECORDS[:2], CONFIG, tokens_per_row=longest, **limits) == [0, 1]
+    with pytest.raises(UserError, match=rf"id 'b': {longest} tokens in all languages.*_per_row={longest}"):
+        check_sequences(probing, RECORDS[:2], CONFIG, tokens_per_row=longest - 1, **limits)
+    some = CONFIG.model_copy(update={"max_bad_fraction": 0.5})
+    assert check_sequences(probing, RECORDS[:2], some, tokens_per_row=longest - 1, **limits) == [0]
+    assert "id 'b'" in caplog.text and "id 'a'" not in caplog.text
 
 
 def test_real_questions_with_a_real_tokenizer(shared: Path) -> None:
@@ -145,7 +150,8 @@ def test_real_questions_with_a_real_tokenizer(shared: Path) -> None:
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     assert isinstance(image_token, int)
     prompter = Prompter(tokenizer, LLAVA_CHAT, image_token, 36, tuple(config.languages))
-    made = [prompter.probe(n, r, code) for n, r in enumerate(records) for code in config.languages]
+    groups = list(prompter.probes(records, range(len(records))))
+    made = [sequence for group in groups for sequence in group]
     found = audit(records, config, made)
     for code in config.languages:
         own = [len(tokenizer(r.questions[code], add_special_tokens=False)["input_ids"]) for r in records]
@@ -154,14 +160,13 @@ def test_real_questions_with_a_real_tokenizer(shared: Path) -> None:
     assert found.tokens["bn"].relative_to_english > 3 > found.tokens["de"].relative_to_english > 1
     assert found.longest_sequence == max(len(s.tokens) for s in made)
     kept = check_sequences(
-        made,
+        groups,
         records,
         config,
-        tokens_per_row=1024,
-        row_option="probe.tokens_per_row",
+        section="probe",
+        tokens_per_row=1024 * 8,
         max_positions=2048,
         image_token_id=prompter.image_token,
         image_tokens=36,
-        with_labels=False,
     )
     assert kept == list(range(50))

@@ -166,9 +166,7 @@ def test_sharing_the_prefix_saves_two_thirds_of_the_tokens(shared: Path) -> None
     languages = ["en", "de", "pt", "ru", "id", "zh"]
     prompter = Prompter(tokenizer, LLAVA_CHAT, image, 576, tuple(languages))
     lines = (shared / "data" / "xgqa.jsonl").read_text(encoding="utf-8").splitlines()[:100]
-    trees = []
-    for number, line in enumerate(lines):
-        record = Record(str(number), json.loads(line)["questions"], "image.png", None, "")
-        trees.append(grow_tree([prompter.probe(number, record, language) for language in languages]))
+    records = [Record("", json.loads(line)["questions"], "image.png", None, "") for line in lines]
+    trees = [grow_tree(group) for group in prompter.probes(records, range(len(records)))]
     one_by_one = sum(len(s.tokens) for tree in trees for s in tree.sequences)
     assert one_by_one >= 3 * sum(tree.tokens for tree in trees)

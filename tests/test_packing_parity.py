@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from plast_train.config import TrainConfig
 from plast_train.data.packing import PackedRow, lay_out
 from plast_train.data.questions import Record
 from plast_train.data.token_tree import TokenSequence, grow_tree
@@ -16,6 +17,7 @@ from plast_train.lvlm import attention
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm, load_text_side
+from plast_train.lvlm.prompts import BATCH
 from plast_train.run_folder import read_json
 
 LANGUAGES = ["en", "pt", "zh"]
@@ -53,13 +55,12 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 def sequences_of(lvlm: Lvlm, records: list[Record], training: bool) -> list[list[TokenSequence]]:
     prompter = lvlm.prompter(LANGUAGES)
-    if not training:
-        return [[prompter.probe(i, r, lang) for lang in LANGUAGES] for i, r in enumerate(records)]
-    instruction = "Translate the following question from {language} to English. {question}"
-    return [
-        [prompter.translation(i, r, lang, instruction, True) for lang in LANGUAGES[1:]]
-        for i, r in enumerate(records)
-    ]
+    numbers = range(len(records))
+    return list(
+        prompter.translations(records, numbers, TrainConfig())
+        if training
+        else prompter.probes(records, numbers)
+    )
 
 
 def pixels(lvlm: Lvlm, row: PackedRow) -> torch.Tensor | None:
@@ -162,10 +163,11 @@ def test_prompts_are_the_processors_own_tokens(lvlm: Lvlm, records: list[Record]
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(tiny_folder)
-    prompter = lvlm.prompter(LANGUAGES)
-    for number, record in enumerate(records):
-        for language in LANGUAGES:
-            sequence = prompter.probe(number, record, language)
+    # More records than are tokenised at a time.
+    groups = sequences_of(lvlm, records * (BATCH // 4 + 1), training=False)
+    assert len(groups) > BATCH and [s.tokens for s in groups[-4]] == [s.tokens for s in groups[0]]
+    for group, record in zip(groups, records, strict=False):
+        for sequence, language in zip(group, LANGUAGES, strict=True):
             text = lvlm.family.chat.prompt(record.questions[language], record.image is not None)
             images = [Image.open(record.image).convert("RGB")] if record.image else None
             plain = processor(images=images, text=text, return_tensors="pt")["input_ids"][0].tolist()

@@ -53,11 +53,8 @@ def load(base: Path) -> Lvlm:
 def plan_of(run: Path, lvlm: Lvlm, config: Config) -> TrainingPlan:
     records = [Record(**json.loads(line)) for line in (run / "records.jsonl").read_text().splitlines()]
     numbers, _ = split_records(len(records), config.train.validation_records, config.seed)
-    prompter, train = lvlm.prompter(LANGUAGES), config.train
-    samples = [
-        [prompter.translation(n, records[n], language, train.instruction, True) for language in ("de", "pt")]
-        for n in numbers
-    ]
+    train = config.train
+    samples = list(lvlm.prompter(LANGUAGES).translations(records, numbers, train))
     return plan_training(samples, train.global_batch, train.tokens_per_row, config.seed, 1.0, train.max_steps)
 
 

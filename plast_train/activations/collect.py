@@ -37,7 +37,7 @@ def collect(context: Context) -> list[Path]:
     """Writes `activations/statistics.safetensors` and returns it as the stage's output.
 
     Raises:
-        UserError: a record's questions do not fit one row.
+        UserError: a part cannot be written.
         Interrupted: a stop signal came; what was counted is kept as parts.
     """
     config, run, ranks = context.config, context.run, context.ranks
@@ -60,18 +60,7 @@ def collect(context: Context) -> list[Path]:
 
 def _probe_trees(context: Context, numbers: Sequence[int]) -> list[TokenTree]:
     """One tree a record: its question in every language, in config order."""
-    prompter, budget = context.prompter, context.config.probe.tokens_per_row
-    trees = []
-    for number in numbers:
-        record = context.records[number]
-        tree = grow_tree([prompter.probe(number, record, lang) for lang in prompter.languages])
-        if tree.tokens > budget:
-            raise UserError(
-                f"{record.where}: record '{record.id}' takes {tree.tokens} tokens in all languages; "
-                f"raise probe.tokens_per_row ({budget}) or shorten it"
-            )
-        trees.append(tree)
-    return trees
+    return [grow_tree(group) for group in context.prompter.probes(context.records, numbers)]
 
 
 def _empty_counts(context: Context, records: int) -> ActivationCounts:

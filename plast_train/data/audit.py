@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from plast_train.config import DataConfig
 from plast_train.data.languages import language_name
 from plast_train.data.questions import Record, refuse_or_leave_out
 from plast_train.data.readers import Defect
-from plast_train.data.token_tree import TokenSequence
+from plast_train.data.token_tree import TokenSequence, grow_tree
 
 
 @dataclass(frozen=True)
@@ -111,51 +111,68 @@ def audit(records: Sequence[Record], config: DataConfig, sequences: Iterable[Tok
 
 
 def check_sequences(
-    sequences: Iterable[TokenSequence],
+    groups: Iterable[Sequence[TokenSequence]],
     records: Sequence[Record],
     config: DataConfig,
     *,
+    section: str,
     tokens_per_row: int,
-    row_option: str,
     max_positions: int,
     image_token_id: int,
     image_tokens: int,
-    with_labels: bool,
 ) -> list[int]:
-    """Numbers of the records whose sequences can all run, in order; `row_option` names `tokens_per_row` in
-    messages (`train.tokens_per_row`), `with_labels` says that the sequences are to be trained on.
+    """Numbers of the records whose sequences can all run, in order; each of `groups` holds those of a record.
+    They are made for the config's `section`, `probe` or `train`, which names `tokens_per_row` in messages.
 
     Raises:
         UserError: more than `data.max_bad_fraction` of the records have a sequence that is longer than a row
-            or than the model's positions, that has no label token, or whose image tokens are not the
-            `image_tokens` that the vision tower makes (none without an image). Fewer are left out with a
-            warning.
+            or than the model's positions, that has no label token to train on, or whose image tokens are not
+            the `image_tokens` that the vision tower makes (none without an image); or, probed, do not fit a
+            row in all languages together. Fewer are left out with a warning.
     """
     defects: list[Defect] = []
     bad: set[int] = set()
-    for sequence in sequences:
-        length = sequence.length
-        found = sequence.tokens.count(image_token_id)
-        expected = image_tokens if sequence.image is not None else 0
+    for group in groups:
         problems = []
-        if length > max_positions:
-            problems.append(f"{length} tokens, but the model has {max_positions} positions; shorten it")
-        elif length > tokens_per_row:
-            problems.append(f"{length} tokens do not fit a row; shorten it or set {row_option}={length}")
-        if with_labels and sequence.labels < 1:
-            problems.append("no token to train on; its English question gives none")
-        if found != expected:
+        for sequence in group:
+            language = config.languages[sequence.key.language]
+            found = _problems(sequence, section, tokens_per_row, max_positions, image_token_id, image_tokens)
+            problems += [f"in '{language}': {what}" for what in found]
+        if section == "probe" and not problems and (length := grow_tree(group).tokens) > tokens_per_row:
             problems.append(
-                f"{found} image tokens where the vision tower makes {expected}; "
-                "remove the image's mark from the text, or mend the processor of model.path"
+                f"{length} tokens in all languages do not fit a row together; shorten its questions or set "
+                f"probe.tokens_per_row={length}"
             )
         if problems:
-            bad.add(sequence.key.record)
-            record = records[sequence.key.record]
-            language = config.languages[sequence.key.language]
-            defects += [Defect(record.where, record.id, f"in '{language}': {what}") for what in problems]
+            number = group[0].key.record
+            bad.add(number)
+            defects += [Defect(records[number].where, records[number].id, what) for what in problems]
     refuse_or_leave_out(defects, len(records), config.max_bad_fraction)
     return [number for number in range(len(records)) if number not in bad]
+
+
+def _problems(
+    sequence: TokenSequence,
+    section: str,
+    tokens_per_row: int,
+    max_positions: int,
+    image_token_id: int,
+    image_tokens: int,
+) -> Iterator[str]:
+    length = sequence.length
+    found = sequence.tokens.count(image_token_id)
+    expected = image_tokens if sequence.image is not None else 0
+    if length > max_positions:
+        yield f"{length} tokens, but the model has {max_positions} positions; shorten it"
+    elif length > tokens_per_row:
+        yield f"{length} tokens do not fit a row; shorten it or set {section}.tokens_per_row={length}"
+    if section == "train" and sequence.labels < 1:
+        yield "no token to train on; its English question gives none"
+    if found != expected:
+        yield (
+            f"{found} image tokens where the vision tower makes {expected}; "
+            "remove the image's mark from the text, or mend the processor of model.path"
+        )
 
 
 def _where(sequence: TokenSequence, records: Sequence[Record], config: DataConfig) -> str:

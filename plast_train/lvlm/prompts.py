@@ -1,18 +1,35 @@
 """From text to the token sequences that are probed and trained on.
 
 Each sequence is tokenised whole, as the model's own processor does it; the image's placeholder is then
-repeated for its patches, which gives the processor's tokens exactly.
+repeated for its patches, which gives the processor's tokens exactly. The tokenizer is called with many texts
+at a time, which it works on in parallel.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plast_train.config import TrainConfig
 from plast_train.data.languages import language_name
 from plast_train.data.questions import Record
 from plast_train.data.token_tree import Key, TokenSequence
 from plast_train.lvlm.families import ChatFormat
+
+BATCH = 256  # records whose texts are tokenised at a time
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What one sequence is made from; `question` is the half-open range of its characters in `prompt`."""
+
+    key: Key
+    prompt: str
+    reply: str
+    question: tuple[int, int]
+    image: str | None
 
 
 @dataclass(frozen=True)
@@ -26,37 +43,60 @@ class Prompter:
     image_tokens: int
     languages: tuple[str, ...]
 
-    def probe(self, number: int, record: Record, language: str) -> TokenSequence:
-        """The bare question in the chat format, up to the turn that asks for the reply (arXiv 2508.18381)."""
-        key = Key(number, self.languages.index(language))
-        return self._sequence(key, "{question}", record.questions[language], "", record.image)
-
-    def translation(
-        self, number: int, record: Record, language: str, instruction: str, with_image: bool
-    ) -> TokenSequence:
-        """The instruction with the question in `language`; the reply is the English question."""
-        key = Key(number, self.languages.index(language))
-        named = instruction.replace("{language}", language_name(language))
-        reply = self.chat.reply(record.questions["en"])
-        return self._sequence(
-            key, named, record.questions[language], reply, record.image if with_image else None
+    def probes(self, records: Sequence[Record], numbers: Iterable[int]) -> Iterator[list[TokenSequence]]:
+        """For each number that record's questions as they are, in every language, in the chat format up to
+        the turn that asks for the reply (arXiv 2508.18381)."""
+        return self._tokenised(
+            [
+                self._text(Key(number, k), "{question}", records[number], "", records[number].image)
+                for k in range(len(self.languages))
+            ]
+            for number in numbers
         )
 
-    def _sequence(
-        self, key: Key, instruction: str, question: str, reply: str, image: str | None
-    ) -> TokenSequence:
+    def translations(
+        self, records: Sequence[Record], numbers: Iterable[int], train: TrainConfig
+    ) -> Iterator[list[TokenSequence]]:
+        """For each number that record's training samples: the instruction with its question, in every
+        language but English; the reply is the English question."""
+        return self._tokenised(
+            [
+                self._text(
+                    Key(number, k),
+                    train.instruction.replace("{language}", language_name(language)),
+                    records[number],
+                    self.chat.reply(records[number].questions["en"]),
+                    records[number].image if train.image_in_training else None,
+                )
+                for k, language in enumerate(self.languages)
+                if language != "en"
+            ]
+            for number in numbers
+        )
+
+    def _text(self, key: Key, instruction: str, record: Record, reply: str, image: str | None) -> _Text:
         """`instruction` has the question's place as `{question}`."""
+        question = record.questions[self.languages[key.language]]
         before, _, after = instruction.partition("{question}")
         prompt = self.chat.prompt(before + question + after, image is not None)
         start = len(self.chat.opening(image is not None) + before)
-        encoded = self.tokenizer(prompt + reply, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        return _Text(key, prompt, reply, (start, start + len(question)), image)
+
+    def _tokenised(self, groups: Iterator[list[_Text]]) -> Iterator[list[TokenSequence]]:
+        while batch := list(itertools.islice(groups, BATCH)):
+            texts = list(itertools.chain.from_iterable(batch))
+            encoded = self.tokenizer([t.prompt + t.reply for t in texts], return_offsets_mapping=True)
+            made = map(self._sequence, texts, encoded["input_ids"], encoded["offset_mapping"])
+            yield from [list(itertools.islice(made, len(group))) for group in batch]
+
+    def _sequence(self, text: _Text, ids: list[int], offsets: list[tuple[int, int]]) -> TokenSequence:
+        start, stop = text.question
         # Special tokens without text (BOS) have the offsets (0, 0), which overlap nothing.
-        inside = [i for i, (a, b) in enumerate(offsets) if a < start + len(question) and b > start]
-        labels = sum(a >= len(prompt) for a, _ in offsets) if reply else 0
+        inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
+        labels = sum(a >= len(text.prompt) for a, _ in offsets) if text.reply else 0
         tokens, first = self._expand_image(ids, inside[0])
         span = (first, first + inside[-1] + 1 - inside[0])
-        return TokenSequence.of(key, tokens, span, labels, image)
+        return TokenSequence.of(text.key, tokens, span, labels, text.image)
 
     def _expand_image(self, ids: list[int], position: int) -> tuple[list[int], int]:
         """The ids with the placeholder repeated, and where `position` has moved to."""

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from plast_train.context import Context
 from plast_train.data.sampling import TrainingPlan, plan_training, split_records
-from plast_train.data.token_tree import TokenSequence
 from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
 from plast_train.lvlm.loading import Lvlm
 from plast_train.run_folder import publish_text, read_json, to_json
@@ -80,15 +79,16 @@ def _prepare(
 ) -> Training:
     config, ranks = context.config, context.ranks
     numbers, held_back = split_records(len(context.records), config.train.validation_records, config.seed)
+    samples = context.prompter.translations
     plan = plan_training(
-        [_translations(context, number) for number in numbers],
+        list(samples(context.records, numbers, config.train)),
         config.train.global_batch,
         config.train.tokens_per_row,
         config.seed,
         config.train.epochs,
         config.train.max_steps,
     )
-    held = [_translations(context, number) for number in held_back]
+    held = list(samples(context.records, held_back, config.train))
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
@@ -106,18 +106,6 @@ def _prepare(
         settings=settings_of("train", config) | {"data": _digest(plan)},
         shape=model_shape(lvlm.config),
     )
-
-
-def _translations(context: Context, number: int) -> list[TokenSequence]:
-    """A record's samples: its question in each language but English, answered by the English one."""
-    config, record = context.config, context.records[number]
-    return [
-        context.prompter.translation(
-            number, record, language, config.train.instruction, config.train.image_in_training
-        )
-        for language in config.data.languages
-        if language != "en" and language in record.questions
-    ]
 
 
 def _resume(training: Training) -> int:
