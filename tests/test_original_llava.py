@@ -2,11 +2,13 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -21,6 +23,7 @@ from transformers import (
 )
 
 from plast_train.errors import UserError
+from plast_train.lvlm import original_llava
 from plast_train.lvlm.architectures import count_parameters
 from plast_train.lvlm.original_llava import convert_original, original_config, to_hf, to_original
 from plast_train.lvlm.tiny.tokenizer import train_tokenizer
@@ -282,3 +285,24 @@ def test_unreadable_or_foreign_pickles_are_refused(tmp_path, checkpoint, content
     (source / "pytorch_model-00001-of-00002.bin").write_bytes(content)
     with pytest.raises(UserError, match=r"00001-of-00002\.bin: cannot be read as weights"):
         convert_original(source, tmp_path / "hf", None)
+
+
+def test_a_full_or_wrong_cache_folder_is_named(tmp_path, checkpoint, monkeypatch):
+    def refused(target):
+        with pytest.raises(UserError, match="PLAST_CACHE") as caught:
+            convert_original(checkpoint, target, None)
+        assert str(target.parent) in str(caught.value)
+        assert not target.exists()
+        return str(caught.value)
+
+    (tmp_path / "file").touch()
+    assert "File exists" in refused(tmp_path / "file" / "hf")
+    with monkeypatch.context() as patch:
+        patch.setattr(original_llava, "save_file", no_space)
+        assert "No space left" in refused(tmp_path / "hf")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert "1e-06 GB are free" in refused(tmp_path / "hf")
+
+
+def no_space(*_):
+    raise SafetensorError("I/O error: No space left on device")

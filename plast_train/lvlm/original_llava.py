@@ -54,6 +54,7 @@ _LLAMA_SETTINGS = (
     "bos_token_id",
     "eos_token_id",
 )
+_MEND = "free some space, or name another cache folder in PLAST_CACHE"
 _IMAGE, _PAD = "<image>", "<pad>"
 _CLIP_L_336: dict[str, Any] = {
     "hidden_size": 1024,
@@ -75,14 +76,18 @@ def convert_original(source: Path, target: Path, vision_tower: Path | None) -> N
     than OpenAI's ViT-L/14 of 336 pixels.
 
     Raises:
-        UserError: files are missing or unreadable, or the checkpoint is of another kind than LLaVA-1.5.
+        UserError: files are missing or unreadable, the checkpoint is of another kind than LLaVA-1.5, or
+            `target` cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Launchers on several machines may share the folder; the first one converts.
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            _convert(source, target, vision_tower)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Launchers on several machines may share the folder; the first one converts.
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not target.exists():
+                _convert(source, target, vision_tower)
+    except (OSError, SafetensorError) as error:  # safetensors writes, too
+        raise UserError(f"{target.parent}: cannot convert {source} into it ({error}); {_MEND}") from None
 
 
 def original_config(source: Path) -> dict[str, Any]:
@@ -104,6 +109,7 @@ def _convert(source: Path, target: Path, vision_tower: Path | None) -> None:
     tower = vision_tower or _find_tower(source, original["mm_vision_tower"])
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
+    _check_space(source, target.parent)
     temporary.mkdir()
     config = _hf_config(source, original, tower)
     _write_text_side(source, original, config, temporary)
@@ -111,6 +117,16 @@ def _convert(source: Path, target: Path, vision_tower: Path | None) -> None:
     for file in temporary.iterdir():
         sync_file(file)
     publish_folder(temporary, target)
+
+
+def _check_space(source: Path, folder: Path) -> None:
+    needed = sum(file.stat().st_size for file in _weight_files(source))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder}: {free / 1e9:.3g} GB are free on its disk, but {source} takes about "
+            f"{needed / 1e9:.3g} GB in Hugging Face form; {_MEND}"
+        )
 
 
 def to_hf(tensors: Mapping[str, torch.Tensor]) -> Tensors:
