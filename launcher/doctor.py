@@ -125,7 +125,17 @@ def communication() -> Iterator[Finding]:
 
 
 def compiler() -> Iterator[Finding]:
-    """Only DeepSpeed's optimizer on the CPU (zero3_offload) is compiled on this machine."""
+    """On a GPU Triton compiles for flex attention; DeepSpeed does for its optimizer on the CPU."""
+    import torch
+
+    if torch.cuda.device_count():
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton looks for it
+        found = [name for name in names if shutil.which(name)]
+        if found:
+            yield Finding("ok", "C compiler", f"{found[0]}, for Triton")
+        else:
+            text = f"no {' or '.join(names)} on the path; attention on a GPU needs it (Triton)"
+            yield Finding("fail", "C compiler", text, "apt-get install gcc, or name another in CC")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     missing = [name for name in ("ninja", "g++") if shutil.which(name, path=path) is None]
     if missing:

@@ -154,3 +154,22 @@ def test_doctor_names_what_is_missing(
     monkeypatch.setattr(doctor, "NEEDED", ("no-such-package",))
     assert doctor.run_doctor() == 2
     assert "pip install no-such-package" in capsys.readouterr().out
+
+
+def test_doctor_demands_a_c_compiler_where_there_is_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    subjects = {finding.subject for finding in doctor.compiler()}
+    assert "C compiler" not in subjects
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = next(doctor.compiler())
+    assert (found.subject, found.level) == ("C compiler", "fail")
+    assert "gcc" in found.text and "apt-get install gcc" in found.remedy
+    (tmp_path / "gcc").touch(0o755)
+    assert next(doctor.compiler()).level == "ok"
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "no-such-compiler" in next(doctor.compiler()).text
