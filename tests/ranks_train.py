@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from safetensors.torch import save_file
 
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.distributed import end_ranks, start_ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder
+from plast_train.training import loop
+from plast_train.training.checkpoints import snapshot
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.train import train
+
+
+@contextmanager
+def infinite_gradient(run: Path) -> Iterator[None]:
+    """Makes rank 1's gradient infinite, and leaves its loss, at the step that `infinite_gradient.txt` names.
+    What each rank holds after that is saved."""
+    wanted = int((run / "infinite_gradient.txt").read_text())
+    forward_backward, losses = loop._forward_backward, loop.token_losses
+    seen: list[loop.Training] = []
+
+    def infinite(*arguments: Any) -> torch.Tensor:
+        found = losses(*arguments)
+        found.register_hook(lambda gradient: gradient * math.inf)
+        return found
+
+    def watched(training: loop.Training, step: int, batch: Any) -> float:
+        seen.append(training)
+        broken = step == wanted and training.ranks.rank == 1
+        with patch.object(loop, "token_losses", infinite if broken else losses):
+            return forward_backward(training, step, batch)
+
+    with patch.object(loop, "_forward_backward", watched):
+        try:
+            yield
+        finally:
+            held = snapshot(seen[-1].engine, seen[-1].trained, wanted - 1)
+            save_file(held.tensors, run / f"held-{seen[-1].ranks.rank}.safetensors")
 
 
 def main(runs: list[str]) -> int:
     ranks = start_ranks(Path(runs[0]) / "logs")
     for run in map(Path, runs):
         config = load_config(str(run / "config.yaml"))
+        broken = infinite_gradient(run) if (run / "infinite_gradient.txt").exists() else nullcontext()
         try:
-            train(Context(config, RunFolder(run), ranks, load_deepspeed_config(config)))
+            with broken:
+                train(Context(config, RunFolder(run), ranks, load_deepspeed_config(config)))
         except (UserError, Interrupted) as error:
             if ranks.is_first:
                 (run / f"{type(error).__name__}.txt").write_text(str(error), encoding="utf-8")

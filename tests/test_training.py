@@ -43,6 +43,7 @@ from plast_train.training.engine import learning_rate
 from plast_train.training.freezing_proof import describe_freezing, frozen_hashes, require_unchanged
 
 SHORT = 6  # steps of the bfloat16 run
+INFINITE = 3  # the step at which a rank's gradient is not finite
 
 
 def load(base: Path) -> Lvlm:
@@ -60,7 +61,8 @@ def plan_of(run: Path, lvlm: Lvlm, config: Config) -> TrainingPlan:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Uninterrupted runs on two ranks: one of each ZeRO stage, one in bfloat16, one that meets a NaN."""
+    """Uninterrupted runs on two ranks: one of each ZeRO stage, one in bfloat16, one that meets a NaN,
+    two whose gradient is not finite."""
     folder = tmp_path_factory.mktemp("training")
     base = make_base(folder)
     made = {
@@ -70,6 +72,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     made["bfloat16"] = make_run(folder / "bfloat16", base, short)
     broken, step, number = break_base(folder, base, made["zero2"])
     made["nan"] = make_run(folder / "nan", broken, make_config(every_steps=1000, every_minutes=1e-9))
+    for name in ("zero2", "zero3"):
+        config = make_config(every_steps=1, deepspeed=name, dtype="bfloat16", max_steps=SHORT)
+        made[f"infinite_{name}"] = make_run(folder / f"infinite-{name}", base, config)
+        (made[f"infinite_{name}"] / "infinite_gradient.txt").write_text(str(INFINITE))
     train_runs(2, list(made.values()))
     return SimpleNamespace(folder=folder, base=base, nan_step=step, nan_record=number, **made)
 
@@ -235,6 +241,24 @@ def test_nan_stops_the_run_and_names_records_and_checkpoint(runs: SimpleNamespac
     assert len(metrics(runs.nan)) == runs.nan_step - 1
 
 
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_an_infinite_gradient_stops_the_run_before_the_step(runs: SimpleNamespace, stage: str) -> None:
+    """One rank's is, while every loss is finite."""
+    run = getattr(runs, f"infinite_{stage}")
+    message = (run / "UserError.txt").read_text()
+    assert f"the gradient of step {INFINITE} is not finite" in message
+    plan = plan_of(run, load(runs.base), make_config())
+    numbers = {s.key.record for row in plan.steps[INFINITE - 1].rows for tree in row for s in tree.sequences}
+    assert all(f"record-{number}" in message for number in numbers)
+    last = checkpoints.checkpoints(run / "checkpoints")[0]
+    assert last.name == checkpoints.step_name(INFINITE - 1) and str(last) in message
+    for rank in range(2):  # what the stopped ranks hold is what they saved after the step before
+        held = load_file(run / f"held-{rank}.safetensors")
+        saved = load_file(last / f"shard-{rank:05d}-of-00002.safetensors")
+        assert held.keys() == saved.keys() and all(torch.equal(held[name], saved[name]) for name in held)
+    assert len(metrics(run)) == INFINITE - 1
+
+
 def same_end(run: Path, reference: Path, step: int) -> bool:
     found, expected = (
         checkpoints.load_masters(r / "checkpoints" / checkpoints.step_name(step)) for r in (run, reference)
@@ -307,6 +331,7 @@ CONTRADICTIONS = [
     ({"train_micro_batch_size_per_gpu": 2}, "train_micro_batch_size_per_gpu is 2"),
     ({"gradient_clipping": 1.0}, "gradient_clipping is 1.0, but train.gradient_clipping is 0.5"),
     ({"bf16": {"enabled": True}}, "bf16.enabled is true, but model.dtype is float32"),
+    ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow is false"),
     ({"fp16": {"enabled": True}}, "fp16.enabled is true, but model.dtype is float32"),
     ({"optimizer": {"type": "Lion"}}, 'optimizer.type is "Lion"'),
     ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "optimizer.params.lr is 0.0001"),
@@ -342,7 +367,7 @@ def test_auto_and_agreeing_values_are_taken(tmp_path: Path) -> None:
     path.write_text(json.dumps(tree))
     settings = load_deepspeed_config(make_config(deepspeed=str(path)))
     assert settings["zero_optimization"] == {"stage": 3, "stage3_max_live_parameters": 1e6}
-    assert settings["gradient_clipping"] == 0.5 and settings["bf16"] == {"enabled": False}
+    assert settings["gradient_clipping"] == 0.5 and settings["bf16"]["enabled"] is False
     assert "optimizer" not in settings
 
 

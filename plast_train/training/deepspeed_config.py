@@ -134,7 +134,10 @@ def _check_precision(source: str, settings: dict[str, Any], config: Config) -> N
             raise UserError(
                 f"{source}: bf16.{key} is true, but master weights and moments are fp32; remove it"
             )
-    settings["bf16"] = bf16 | {"enabled": wanted}
+    # Without it a step is taken with a gradient that is not finite.
+    check = bf16.get("check_grad_overflow", AUTO)
+    _agree(source, "bf16.check_grad_overflow", check, "the check of gradients", True)
+    settings["bf16"] = bf16 | {"enabled": wanted, "check_grad_overflow": True}
 
 
 def _check_optimizer(source: str, settings: dict[str, Any], config: Config) -> None:

@@ -66,7 +66,7 @@ def run_loop(training: Training, start: int) -> None:
             rate = learning_rate(step - 1, total, config.train)
             set_learning_rate(engine, rate)
             loss = _forward_backward(training, step, batch)
-            engine.step()
+            engine.step()  # DeepSpeed leaves the weights as they are where the gradient is not finite
             norm = _finite_norm(training, step)
             if step == start + 1:
                 require_gradients(engine, training.trained, ranks)
@@ -135,7 +135,7 @@ def _forward_backward(training: Training, step: int, batch: Batch) -> float:
 
 def _finite_norm(training: Training, step: int) -> float:
     norm = float(training.engine.get_global_grad_norm())
-    if not math.isfinite(norm) or norm < 0:  # DeepSpeed says -1 where it is not finite
+    if not training.engine.was_step_applied() or not math.isfinite(norm):
         planned = training.plan.steps[step - 1]
         keys = {s.key.record for trees in planned.rows for tree in trees for s in tree.sequences}
         ids = sorted(training.records[number].id for number in keys)
