@@ -141,6 +141,38 @@ def _plan(arguments: argparse.Namespace) -> int:
     return run_plan(arguments.recipe, arguments.overrides, arguments.json)
 
 
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--nodes", metavar="N", type=_count, help="nodes of the one job")
+    parser.add_argument(
+        "--stages",
+        metavar="STAGE=N,…",
+        help="jobs of different sizes that wait for each other, e.g. collect=1,train=4: the nodes of a stage "
+        "and of those that follow it",
+    )
+    parser.add_argument("--nproc", metavar="N", type=_count, help="ranks a node (default: one for each GPU)")
+    for option in ("gpus-per-node", "time", "partition", "account", "qos", "constraint"):
+        parser.add_argument(f"--{option}", metavar=option.upper(), help=f"sbatch's --{option}")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from launcher.slurm import SBATCH_OPTIONS, submit
+
+    given = {option: getattr(arguments, option.replace("-", "_")) for option in SBATCH_OPTIONS}
+    return submit(
+        arguments.recipe,
+        arguments.overrides,
+        arguments.out,
+        arguments.nodes,
+        arguments.stages,
+        arguments.nproc,
+        {option: value for option, value in given.items() if value is not None},
+        arguments.dry_run,
+    )
+
+
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
@@ -205,6 +237,7 @@ COMMANDS = {
         for stage, summary in STAGE_SUMMARIES.items()
     },
     "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
+    "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
     "doctor": Command("check this machine and say what to mend", lambda _parser: None, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
     "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
