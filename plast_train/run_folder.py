@@ -154,9 +154,9 @@ def publish_folder(temporary: Path, final: Path) -> None:
     be synced (`sync_file`)."""
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(temporary)
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed just here
     if final.exists():
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
         temporary.rename(final)
         shutil.rmtree(old)

@@ -11,11 +11,13 @@ from plast_train.context import Context
 from plast_train.distributed import end_ranks, start_ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder
+from plast_train.training import checkpoint_files
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.train import train
 
 
 def main(runs: list[str]) -> int:
+    checkpoint_files.SECONDS_TO_SEE = 0.5  # what is missing here does not come late
     ranks = start_ranks(Path(runs[0]) / "logs")
     for run in map(Path, runs):
         config = load_config(str(run / "config.yaml"))
