@@ -120,7 +120,7 @@ def write(
     temporary = folder / f".{final.name}.partial"
     try:
         _write(snap, temporary, final, identity, settings, ranks)
-    except UserError:
+    except Exception:
         if ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)  # a full disk is needed for other things
         raise

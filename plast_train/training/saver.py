@@ -59,6 +59,11 @@ class Saver:
         self._error: BaseException | None = None
 
     @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being published on this rank."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def failed(self) -> bool:
         """Whether the save in the background failed on this rank; `wait` raises why."""
         return self._error is not None
@@ -70,7 +75,7 @@ class Saver:
         Raises:
             UserError: the save before failed.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if self.busy:
             log.info("step %d waits for the checkpoint before to be published", step)
         self.wait()
         snap = snapshot(engine, parameters, step, self._memory)
