@@ -173,6 +173,17 @@ def _submit(arguments: argparse.Namespace) -> int:
     )
 
 
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from launcher.status import run_status
+
+    return run_status(arguments.run, arguments.json)
+
+
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
@@ -238,6 +249,9 @@ COMMANDS = {
     },
     "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
     "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
+    "status": Command(
+        "what a run has done, how far it is, and why it was restarted", _status_arguments, _status
+    ),
     "doctor": Command("check this machine and say what to mend", lambda _parser: None, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
     "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
