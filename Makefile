@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | lint
+# make setup | demo | test | test-slow | test-cluster | lint
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint
+.PHONY: setup demo test test-slow test-cluster lint
 
 setup: .venv/installed
 
@@ -16,10 +16,14 @@ demo: setup
 	$(BIN)/plast demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# As root, with Debian's slurmctld slurmd slurm-client munge; skipped without.
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster -rs
 
 lint: setup
 	$(BIN)/ruff check .
