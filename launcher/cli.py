@@ -197,7 +197,28 @@ def _demo(arguments: argparse.Namespace) -> int:
     return run_stages("tiny", [], arguments.out, min(2, os.cpu_count() or 1), STAGES)
 
 
-def _doctor(_arguments: argparse.Namespace) -> int:
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="check all machines together: start it on each of them at once, with NNODES, NODE_RANK, "
+        "MASTER_ADDR and MASTER_PORT set",
+    )
+    parser.add_argument("--out", metavar="RUN", type=Path, help="with --distributed: the run's folder (.)")
+    parser.add_argument("--nproc", metavar="N", type=_count, help="with --distributed: ranks on this machine")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=_count, help="with --distributed: for a late machine (40)"
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.distributed:
+        from launcher.doctor_distributed import run_distributed_doctor
+
+        return run_distributed_doctor(arguments.out or Path(), arguments.nproc, arguments.wait or 40)
+    given = [name for name in ("out", "nproc", "wait") if getattr(arguments, name) is not None]
+    if given:
+        raise UserError(f"--{given[0]} goes with --distributed: plast doctor alone checks this machine only")
     from launcher.doctor import run_doctor
 
     return run_doctor()
@@ -252,7 +273,7 @@ COMMANDS = {
     "status": Command(
         "what a run has done, how far it is, and why it was restarted", _status_arguments, _status
     ),
-    "doctor": Command("check this machine and say what to mend", lambda _parser: None, _doctor),
+    "doctor": Command("check this machine and say what to mend", _doctor_arguments, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
     "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
 }
