@@ -114,14 +114,14 @@ sbatch_options() {
 }
 
 # What each task is: the command with this node's number. It ignores the signals until it handles them itself.
-# The first node's `plast` writes down how it ended; the others wait for that, because srun then kills all.
+# With the first task that fails srun ends all; the first node's `plast` is given the time to write down why.
 # shellcheck disable=SC2016
 readonly TASK='trap "" USR1 USR2 TERM
 export NODE_RANK=$SLURM_NODEID
 "$@"
 code=$?
-trap - TERM
-((code == 0 || NODE_RANK == 0)) || sleep 30
+trap "exit $code" TERM
+((code == 0 || NODE_RANK == 0)) || { sleep 30 & wait; }
 exit $code'
 
 # Runs a command on every node and waits for it; stop signals are passed on. Sets `code`, the highest exit code.

@@ -55,6 +55,6 @@ class Submitter:
         given = {"RECIPE": "tiny", "RUN": str(run), "ENV": str(self.plast), "NPROC": "1", "DOCTOR": "0"}
         given |= variables
         words = [f"PLAST_{name}={value}" for name, value in given.items()]
-        sbatch = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={log}", "--nodes=2", "--time=10"]
+        sbatch = ["sbatch", "--parsable", f"--chdir={ROOT}", f"--output={log}", "--nodes=2", "--time=60"]
         number = self.cluster.run("env", *words, *sbatch, *options, ROOT / "slurm" / "plast_13b.sh").strip()
         return Job(self.cluster, number, Path(str(log).replace("%j", number)), run)
