@@ -88,6 +88,7 @@ class Cluster:
     def __init__(self, folder: Path, count: int) -> None:
         self.folder, self.nodes = folder, [f"n{number}" for number in range(1, count + 1)]
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self._namespaces: set[Path] = set()
 
     def __enter__(self) -> Cluster:
         self._configure()
@@ -108,6 +109,8 @@ class Cluster:
 
     def __exit__(self, *_error: object) -> None:
         """Ends every process of this cluster: daemons, steps, and ranks that a killed daemon left behind."""
+        for node in self.nodes:
+            self._note_namespace(node)
         while ours := [process for process in psutil.process_iter() if self._owns(process)]:
             for process in ours:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -119,16 +122,26 @@ class Cluster:
         self.daemons["munged"].wait()
 
     def _owns(self, process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.Error):
-            alive = process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid()
-            return alive and process.environ().get("SLURM_CONF") == f"{self.folder}/slurm.conf"
+        """Known by its environment, or, as slurmstepd overwrites its own, by its node's mount namespace."""
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() == psutil.STATUS_ZOMBIE or process.pid == os.getpid():
+                return False
+            if process.environ().get("SLURM_CONF") == f"{self.folder}/slurm.conf":
+                return True
+            return _namespace(process.pid) in self._namespaces
         return False
+
+    def _note_namespace(self, node: str) -> None:
+        with contextlib.suppress(KeyError, OSError):
+            self._namespaces.add(_namespace(self.daemons[node].pid))
+        self._namespaces.discard(_namespace(os.getpid()))
 
     def start_node(self, node: str) -> None:
         self._start(node, [str(self.folder / "on"), node, "slurmd", "-D", "-N", node])
 
     def kill_node(self, node: str) -> None:
         """As if the node's slurmd had crashed: its steps stay."""
+        self._note_namespace(node)
         self.daemons[node].kill()
         self.daemons[node].wait()
 
@@ -228,6 +241,10 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def _namespace(process: int) -> Path:
+    return Path(f"/proc/{process}/ns/mnt").readlink()
+
+
 def _outside_slurm() -> dict[str, str]:
     """This environment without what a surrounding job would leave in it."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH"))}
@@ -243,8 +260,9 @@ def main() -> None:
     if why := missing():
         sys.exit(why)
     with Cluster(arguments.folder.resolve(), arguments.nodes) as cluster:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         print(f"ready: {cluster.folder}/on login COMMAND…", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -24,8 +24,25 @@ OVERRIDES = [
     *(f"train.max_steps={STEPS}", "train.global_batch=8", "train.validation_records=4"),
     "checkpoint.every_steps=5",
 ]
-# Of a run, after `select`.
-BEFORE_TRAINING = ("activations", "selection.json", "config.yaml", "base.json", "records.jsonl")
+# What a run has from `train` on, and what tells of its launches.
+FROM_TRAINING = (
+    "train.json",
+    "export.json",
+    "evaluate.json",
+    "report.json",
+    "metrics.jsonl",
+    "freezing.json",
+)
+FROM_TRAINING += (
+    "checkpoints",
+    "tensorboard",
+    "export",
+    "evaluation",
+    "logs",
+    "job",
+    "attempts.jsonl",
+    ".lock",
+)
 # For what takes a minute on an idle machine.
 SECONDS = 900.0
 
@@ -89,16 +106,11 @@ def held_while_training(job: Job) -> Iterator[None]:
 
 
 @pytest.fixture
-def training(finished: Job, submit: Submitter, tmp_path: Path) -> Iterator[Submitter]:
+def training(finished: Job, submit: Submitter, tmp_path: Path) -> Submitter:
     """Submits jobs that train in a copy of the finished run as it was before."""
-    run = tmp_path / "run"
-    for name in BEFORE_TRAINING:
-        source = finished.run / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, run / name)
-    for stage in ("collect", "select"):
-        (run / "stages").mkdir(exist_ok=True)
-        shutil.copy(finished.run / "stages" / f"{stage}.json", run / "stages")
-    yield submit
+    ignored = shutil.ignore_patterns(*FROM_TRAINING)
+    shutil.copytree(finished.run, tmp_path / "run", ignore=ignored)
+    return submit
 
 
 def begin_training(training: Submitter, *options: str) -> Job:
