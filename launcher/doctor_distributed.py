@@ -22,8 +22,10 @@ from plast_train.errors import UserError
 FOLDER_SECONDS = 8.0
 # To connect to a machine that is ready; and for one that is there but not ready, so many times the wait.
 REACH_SECONDS, STARTING = 10.0, 2
-# Longer than all checks after the machines have met.
-CHECKS_SECONDS = 120.0
+# For the first machine to look at what all have told.
+VERDICT_SECONDS = 60.0
+# Ranks import what their launcher has imported, but all at once: so many times as long, and at least this.
+SLOWER_START, LEAST_START = 3.0, 25.0
 
 
 @dataclass
@@ -54,11 +56,11 @@ def run_distributed_doctor(out: Path, nproc: int | None, wait: int) -> int:
     machines = _machines()
     with Presence(out, machines.rank, machines.count, platform.node()) as presence:
         facts = _describe(out, nproc, presence)
-        meeting = _meet(machines, presence, begin, wait)
+        meeting = _meet(machines, presence, wait)
         meeting.post("facts", facts)
         if not machines.is_first:
             return _follow(meeting, machines, presence, facts, wait)
-        result = _lead(meeting, machines, presence, begin, wait)
+        result = _lead(meeting, machines, presence, wait)
         _say(result, machines, time.monotonic() - begin)
         code = 0 if result.fit else 2
         meeting.announce("verdict", code)
@@ -79,11 +81,11 @@ def _machines() -> Machines:
 
 
 class _Hope:
-    """Whether another machine may still come: one that is seen to start gets more time, and one that can be
-    connected to little."""
+    """Whether another machine may still come, counted from when this one is ready: one that is seen to start
+    gets more time, and one that can be connected to little."""
 
-    def __init__(self, presence: Presence, begin: float, wait: int) -> None:
-        self._presence, self._wait, self._begin, self._open = presence, wait, begin, 0.0
+    def __init__(self, presence: Presence, wait: int) -> None:
+        self._presence, self._wait, self._begin, self._open = presence, wait, time.monotonic(), 0.0
 
     def is_gone(self, node: int = 0) -> bool:
         now = time.monotonic()
@@ -96,6 +98,7 @@ class _Hope:
 
 def _describe(out: Path, nproc: int | None, presence: Presence) -> dict[str, Any]:
     """Raises UserError where the program or torch cannot even be imported."""
+    begin = time.monotonic()
     try:
         from launcher.doctor_facts import describe_machine
 
@@ -104,10 +107,11 @@ def _describe(out: Path, nproc: int | None, presence: Presence) -> dict[str, Any
         message = f"{platform.node()}: {error}; run plast doctor there"
         presence.has(message)
         raise UserError(message) from None
-    return facts | {"nonce": presence.nonce, "folder_error": presence.error}
+    seconds = time.monotonic() - begin
+    return facts | {"nonce": presence.nonce, "folder_error": presence.error, "seconds": seconds}
 
 
-def _meet(machines: Machines, presence: Presence, begin: float, wait: int) -> Meeting:
+def _meet(machines: Machines, presence: Presence, wait: int) -> Meeting:
     """Raises UserError where this machine cannot open the meeting, or come to it."""
     from launcher.doctor_absent import first_is_absent
 
@@ -120,7 +124,7 @@ def _meet(machines: Machines, presence: Presence, begin: float, wait: int) -> Me
         presence.opens()
         return meeting
     try:
-        return join_meeting(machines, _Hope(presence, begin, wait).is_gone)
+        return join_meeting(machines, _Hope(presence, wait).is_gone)
     except UserError as error:
         message = first_is_absent(error, machines, presence, wait)
         if not presence.problem_of(0):
@@ -139,7 +143,7 @@ def _follow(
             meeting.post("clock", meeting.clock_offset())
             if plan["ranks"]:
                 _run_ranks(meeting, machines, facts, plan)
-        verdict = int(meeting.hear("verdict", CHECKS_SECONDS))
+        verdict = int(meeting.hear("verdict", VERDICT_SECONDS))
         meeting.post("bye", True)
     except RuntimeError:  # of the store
         raise UserError(f"{facts['host']}: the first machine's doctor ended early; see its output") from None
@@ -154,14 +158,14 @@ def _run_ranks(
     from launcher.doctor_ranks import ALL_SECONDS, PAIRS_SECONDS, local_ranks
 
     with local_ranks(plan, machines, len(facts["gpus"])) as ranks:
-        meeting.post("ended", ranks.end(PAIRS_SECONDS + ALL_SECONDS))
+        meeting.post("ended", ranks.end(plan["start_seconds"] + PAIRS_SECONDS + ALL_SECONDS))
 
 
-def _lead(meeting: Meeting, machines: Machines, presence: Presence, begin: float, wait: int) -> Result:
+def _lead(meeting: Meeting, machines: Machines, presence: Presence, wait: int) -> Result:
     from launcher import doctor_findings as findings_of
     from launcher.doctor_absent import absent_findings
 
-    hope = _Hope(presence, begin, wait)
+    hope = _Hope(presence, wait)
     facts = meeting.gather("facts", STARTING * wait, hope.is_gone)
     result = Result(facts)
     for check in (
@@ -169,6 +173,7 @@ def _lead(meeting: Meeting, machines: Machines, presence: Presence, begin: float
         findings_of.code_findings,
         findings_of.gpu_findings,
         findings_of.disk_findings,
+        findings_of.start_findings,
     ):
         result.findings += check(facts)
     if len(facts) < machines.count:
@@ -191,12 +196,14 @@ def _lead(meeting: Meeting, machines: Machines, presence: Presence, begin: float
 
 def _plan(meeting: Meeting, facts: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """What the machines need to know of each other: the store's port, the numbers of ranks (none where they
-    cannot exchange, for what is found already), and what is to be read in the run folder."""
+    cannot exchange, for what is found already) and how long they may take to start, and what is to be read
+    in the run folder."""
     from launcher.doctor_findings import can_exchange
 
     return {
         "port": meeting.store.port,
         "ranks": [facts[node]["ranks"] for node in range(len(facts))] if can_exchange(facts) else [],
+        "start_seconds": max(LEAST_START, *(SLOWER_START * own["seconds"] for own in facts.values())),
         "nonces": {str(node): own["nonce"] for node, own in facts.items() if not own["folder_error"]},
     }
 
@@ -208,10 +215,10 @@ def _look_around(meeting: Meeting, presence: Presence, plan: Mapping[str, Any]) 
 
 def _lead_ranks(meeting: Meeting, machines: Machines, plan: Mapping[str, Any], result: Result) -> None:
     from launcher.doctor_findings import best_bandwidths
-    from launcher.doctor_ranks import ALL_SECONDS, hear_ranks, local_ranks, rank_findings
+    from launcher.doctor_ranks import ALL_SECONDS, PAIRS_SECONDS, hear_ranks, local_ranks, rank_findings
 
     with local_ranks(plan, machines, len(result.facts[0]["gpus"])) as ranks:
-        told = hear_ranks(meeting, ranks)
+        told = hear_ranks(meeting, ranks, plan["start_seconds"] + PAIRS_SECONDS)
         meeting.post("ended", ranks.end(ALL_SECONDS))
     told.errors = meeting.gather("ended", ALL_SECONDS)
     told.all = meeting.known("all")

@@ -19,6 +19,8 @@ SKEW_DOUBTFUL, SKEW_WRONG = 1.0, 60.0
 # Bytes free: below, nothing can be written; below, a run with more than the tiny model may not end.
 DISK_WRONG = GIGABYTE // 10
 DISK_DOUBTFUL = {"run folder": 5 * GIGABYTE, "temporary folder": GIGABYTE}
+# Seconds; with a warm disk a few are usual.
+SLOW_START = 30.0
 # A machine whose best neighbour is reached at less than this share of the median of all pairs.
 SLOW_SHARE = 1 / 3
 
@@ -147,6 +149,15 @@ def disk_findings(facts: Facts) -> Iterator[Finding]:
                     f"{disk['free'] / GIGABYTE:.1f} GB free for the {which} {disk['path']}",
                     f"free some, or {mend}",
                 )  # fmt: skip
+
+
+def start_findings(facts: Facts) -> Iterator[Finding]:
+    """Whose Python takes long to import what a run needs."""
+    for node in sorted(facts):
+        if (seconds := facts[node]["seconds"]) > SLOW_START:
+            text = f"took {seconds:.0f} s to import torch and look at itself"
+            mend = "see what else runs there; keep the environment on a quick disk or in a container image"
+            yield Finding("warn", label(node, facts), text, mend)
 
 
 def clock_skews(offsets: Mapping[int, tuple[float, float]]) -> dict[int, float]:

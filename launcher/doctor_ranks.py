@@ -21,8 +21,8 @@ from launcher.torchrun import Machines, rank_environment
 
 CHECK = "plast_train.cluster_check"
 ERROR = re.compile(r"[\w.]*(Error|Exception)\b: ")
-# Seconds for start, the groups inside machines and the pairs; then for the group of all ranks.
-PAIRS_SECONDS, ALL_SECONDS = 55.0, 22.0
+# Seconds for the groups inside machines and the pairs, once ranks have started; then for the group of all.
+PAIRS_SECONDS, ALL_SECONDS = 25.0, 22.0
 
 
 class LocalRanks:
@@ -101,6 +101,7 @@ def seats(plan: Mapping[str, Any], machines: Machines) -> list[dict[str, Any]]:
                 local_world=counts[node],
                 rank=sum(counts[:node]) + number,
                 world=sum(counts),
+                start_seconds=plan["start_seconds"],
             )
         )
         for number in range(counts[node])
@@ -118,19 +119,19 @@ class Told:
     all: dict[str, Any] | None = None
 
 
-def hear_ranks(meeting: Meeting, own: LocalRanks) -> Told:
+def hear_ranks(meeting: Meeting, own: LocalRanks, seconds: float) -> Told:
     """The first machine's part while ranks run. The group of all is tried only where the smaller ones held;
     else all ranks are to end."""
-    told = _hear_groups(meeting, own)
+    told = _hear_groups(meeting, own, seconds)
     results = [*told.inside.values(), *(result for own in told.pairs.values() for result in own.values())]
     whole = len(told.pairs) == meeting.nodes
     meeting.announce("ranks/go", whole and not any("error" in result for result in results))
     return told
 
 
-def _hear_groups(meeting: Meeting, own: LocalRanks) -> Told:
+def _hear_groups(meeting: Meeting, own: LocalRanks, seconds: float) -> Told:
     """Waits for the groups of all machines, or until ranks have failed somewhere."""
-    end = time.monotonic() + PAIRS_SECONDS
+    end = time.monotonic() + seconds
     nodes = range(meeting.nodes)
     while True:
         pairs = meeting.gather("pairs", 0.0)
@@ -156,7 +157,7 @@ def rank_findings(facts: Facts, told: Told) -> Iterator[Finding]:
             text = "its ranks fell silent"
             yield Finding("fail", label(node, facts), text, "look at that machine's own output")
         elif node not in told.pairs and not any(told.errors.values()):
-            text = f"its ranks were not ready to exchange within {PAIRS_SECONDS:.0f} s"
+            text = "its ranks were not ready to exchange in time"
             yield Finding(
                 "fail", label(node, facts), text, "see what else runs there, and how fast its disk is"
             )

@@ -26,14 +26,14 @@ REPEATS = 4
 MOST_SECONDS = 1.0
 # That a group has to form and exchange; more means that its members do not reach each other.
 GROUP_SECONDS = 10.0
-# Until all machines' ranks have imported torch, and until the launchers have looked at the pairs.
-START_SECONDS, VERDICT_SECONDS = 25.0, 45.0
+# Until the launchers have looked at the pairs, which may wait for the slowest.
+VERDICT_SECONDS = 45.0
 
 
 @dataclass(frozen=True)
 class Seat:
     """Where a rank sits: the store's address, its machine among `nodes`, its place among the `local_world`
-    ranks of the machine and among the `world` of all."""
+    ranks of the machine and among the `world` of all. All have started after `start_seconds`."""
 
     address: str
     port: int
@@ -43,6 +43,7 @@ class Seat:
     local_world: int
     rank: int
     world: int
+    start_seconds: float
 
 
 def bus_bandwidth(size: int, seconds: float, ranks: int) -> float:
@@ -75,7 +76,7 @@ def check(seat: Seat) -> None:
     """
     device = _device(seat.local_rank)
     store = dist.TCPStore(seat.address, seat.port, timeout=timedelta(seconds=VERDICT_SECONDS))
-    _meet(store, "ranks/started", seat.world, START_SECONDS)
+    _meet(store, "ranks/started", seat.world, seat.start_seconds)
     if seat.local_world > 1:
         result = _try_group(store, f"inside-{seat.node}", seat.local_rank, seat.local_world, device)
         if seat.local_rank == 0:

@@ -45,6 +45,7 @@ def facts(*changes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
             "temporary folder": {"path": "/tmp", "free": 10**11},
         },
         "interfaces": {},
+        "seconds": 4.0,
     }
     return {
         node: alike
@@ -63,7 +64,7 @@ def told(findings: Iterator[Finding]) -> list[tuple[str, str, str]]:
 def test_alike_machines_have_nothing_wrong() -> None:
     alike = facts({}, {}, {})
     assert findings_of.can_exchange(alike)
-    for check in ("version", "code", "gpu", "disk"):
+    for check in ("version", "code", "gpu", "disk", "start"):
         assert told(getattr(findings_of, f"{check}_findings")(alike)) == []
     assert told(findings_of.folder_findings(alike, {n: [0, 1, 2] for n in range(3)})) == []
     assert told(findings_of.clock_findings(alike, {n: (0.01 * n, 0.001) for n in range(3)})) == []
@@ -139,6 +140,11 @@ def test_the_machine_with_another_folder_is_named(odd: int) -> None:
     assert "not shared" in text
 
 
+def test_a_slow_start_is_told() -> None:
+    ((level, subject, _),) = told(findings_of.start_findings(facts({}, {"seconds": 50.0})))
+    assert (level, subject) == ("warn", "node 2 (n2)")
+
+
 def test_full_disks_and_clocks() -> None:
     full = facts({}, {"disks": {"temporary folder": {"path": "/tmp", "free": 10**6}}})
     assert told(findings_of.disk_findings(full)) == [
@@ -208,7 +214,7 @@ def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
 
 
 def test_ranks_are_seated_one_after_the_other_also_where_machines_differ() -> None:
-    plan = {"port": 1, "ranks": [2, 1, 3]}
+    plan = {"port": 1, "ranks": [2, 1, 3], "start_seconds": 25.0}
     taken = [s for node in range(3) for s in seats(plan, Machines(3, node, "n1"))]
     assert [seat["rank"] for seat in taken] == list(range(6))
     assert [seat["local_rank"] for seat in taken] == [0, 1, 0, 0, 1, 2]
@@ -284,7 +290,7 @@ class Nodes:
 
     def end(self) -> tuple[dict[int, int], dict[int, str]]:
         """Exit codes and outputs by node."""
-        outputs = {node: "".join(started.communicate(timeout=240)) for node, started in self._started.items()}
+        outputs = {node: "".join(started.communicate(timeout=600)) for node, started in self._started.items()}
         return {node: started.returncode for node, started in self._started.items()}, outputs
 
 
@@ -296,9 +302,10 @@ def test_sound_machines_are_fit(tmp_path: Path) -> None:
     assert codes == {0: 0, 1: 0}, outputs
     assert outputs[1] == ""
     lines = outputs[0].splitlines()
-    assert [line.split()[0] for line in lines] == ["node", "1", "2", "all-reduce:", "2"]
-    assert "3 ranks" in lines[3] and "bus bandwidth" in lines[3]
-    assert lines[4].startswith("2 machines: fit for a run")
+    assert [line.split()[0] for line in lines[:3]] == ["node", "1", "2"]
+    assert lines[-2].startswith("all-reduce: 3 ranks") and "bus bandwidth" in lines[-2]
+    assert lines[-1].startswith("2 machines: fit for a run")
+    assert "fail" not in outputs[0]
     assert not (tmp_path / "RUN").exists()
 
 
