@@ -121,7 +121,7 @@ export NODE_RANK=$SLURM_NODEID
 "$@"
 code=$?
 trap "exit $code" TERM
-((code == 0 || NODE_RANK == 0)) || { sleep 30 & wait; }
+((code == 0 || NODE_RANK == 0)) || { sleep 30 & wait; } 2>/dev/null
 exit $code'
 
 # Runs a command on every node and waits for it; stop signals are passed on. Sets `code`, the highest exit code.

@@ -23,7 +23,7 @@ def test_slurm_accepts_the_script(cluster: Cluster, script: str, nodes: int) -> 
 
 def finish(job: Job) -> None:
     (job.run / "finish").touch()
-    job.wait_for("COMPLETED", seconds=30)
+    job.wait_for("COMPLETED", seconds=60)
 
 
 def starts(job: Job) -> list[list[str]]:
@@ -56,7 +56,7 @@ def test_gpus_decide_the_ranks(submit_standin: Submitter) -> None:
     assert starts(job)[0][8:10] == ["--nproc", "4"]
     finish(job)
     job = submit_standin(NPROC="")
-    job.wait_for("FAILED", seconds=30)
+    job.wait_for("FAILED", seconds=60)
     assert "--gpus-per-node" in job.said()
 
 
@@ -72,7 +72,7 @@ def test_the_kept_script_submits_the_same_again(submit_standin: Submitter, tmp_p
     (job.run / "starts").unlink()
     for _ in range(2):  # the copy of a copy too
         number = job.cluster.run("sbatch", "--parsable", job.run / "job" / "a 'job'.sh").strip()
-        slurm_after = job.cluster.wait_for_state(number, "COMPLETED", seconds=30)
+        slurm_after = job.cluster.wait_for_state(number, "COMPLETED", seconds=60)
         (ROOT / f"a 'job'-{number}.out").unlink()
         after = starts(job)
         assert [start[:3] for start in after] == [start[:3] for start in before]
@@ -109,7 +109,7 @@ def preempt(job: Job) -> str:
 def test_preemption_with_grace(submit_standin: Submitter) -> None:
     job = begun(submit_standin("--partition=low"))
     other = preempt(job)
-    job.wait_for_word("restarts itself: stopped by SIGTERM", 40)
+    job.wait_for_word("restarts itself: stopped by SIGTERM", 60)
     job.cluster.wait_for_state(other, "COMPLETED", seconds=90)
     finish(begun(job, restart=1))
 
@@ -152,7 +152,7 @@ def test_cancelled_stays_cancelled(submit_standin: Submitter, cluster: Cluster, 
         job.wait_for_lines("signals", 1, 20)
         (job.run / "logs" / "again").write_text("stopped\n")
     cluster.run("scancel", job.number)
-    job.wait_for("CANCELLED", seconds=20)
+    job.wait_for("CANCELLED", seconds=90)  # COMPLETING before
     time.sleep(10)  # longer than KillWait
     assert cluster.job(job.number)["JobState"] == "CANCELLED"
     assert len(starts(job)) == 2
@@ -163,7 +163,7 @@ def test_restarts_are_capped(submit_standin: Submitter, cluster: Cluster) -> Non
     for restart in range(2):
         begun(job, restart)
         cluster.run("scancel", "--batch", "--signal=USR1", job.number)
-    job.wait_for("FAILED", seconds=30)
+    job.wait_for("FAILED", seconds=60)
     assert "not restarted: 1 restarts are the most" in job.said()
     assert len(starts(job)) == 4
 
@@ -179,7 +179,7 @@ def test_restarts_by_slurm_itself_are_capped(submit_standin: Submitter, cluster:
 def test_a_failure_that_asks_for_no_restart_ends_the_job(submit_standin: Submitter) -> None:
     job = begun(submit_standin())
     (job.run / "fail-0").touch()
-    job.wait_for("FAILED", seconds=30)
+    job.wait_for("FAILED", seconds=60)
     assert "ends with exit code 1; nothing asks for a restart" in job.said()
 
 
@@ -196,17 +196,17 @@ def test_the_first_node_can_say_why_another_failed(submit_standin: Submitter) ->
 
 def test_the_check_of_the_nodes_comes_first(submit_standin: Submitter) -> None:
     job = submit_standin(DOCTOR="1")
-    job.wait_for_lines("starts", 2, 30)
+    job.wait_for_lines("starts", 2, 60)
     assert starts(job)[0][4:] == ["doctor", "--distributed", "--out", str(job.run), "--nproc", "1"]
     (job.run / "fail-1").touch()
-    job.wait_for("FAILED", seconds=60)
+    job.wait_for("FAILED", seconds=90)
     assert "the check of the nodes failed" in job.said()
     assert len(starts(job)) == 2
 
 
 def test_a_signal_during_the_check(submit_standin: Submitter, cluster: Cluster) -> None:
     job = submit_standin(DOCTOR="1")
-    job.wait_for_lines("starts", 2, 30)
+    job.wait_for_lines("starts", 2, 60)
     cluster.run("scancel", "--batch", "--signal=USR1", job.number)
-    job.wait_for_word("restarts itself", 30)
+    job.wait_for_word("restarts itself", 60)
     job.wait_for_lines("starts", 4, 60)
