@@ -35,8 +35,9 @@ JOIN_MINUTES = 30.0
 TICK_SECONDS = 1.0
 # So often a rank tells the others; a fifth of the limit where that is less.
 MOST_PULSE_SECONDS = 5.0
-# A process that uses a smaller share of one CPU does not compute.
-LEAST_CPU_SHARE = 0.02
+# A process that uses a smaller share of one CPU (but for the watchdog itself) does not compute; on a machine
+# that is far too busy it still gets more.
+LEAST_CPU_SHARE = 0.003
 # How long a hung rank waits for the others' notes, and for a run folder that may itself be what hangs.
 SECONDS_FOR_NOTES = 10.0
 
@@ -53,6 +54,7 @@ class Watchdog:
         self._logs, self._rank, self._world = logs, rank, 1
         self._device: torch.device | None = None
         self._moves = self._moves_of_others = self._loops = 0
+        self._pulse_cpu = 0.0
 
     def start(self) -> None:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -84,20 +86,24 @@ class Watchdog:
 
     def _watch(self) -> None:
         idle, seen = 0.0, (0, 0)
-        at, used = time.monotonic(), time.process_time()
+        at, used = time.monotonic(), self._cpu_used()
         while idle < 60 * self.minutes:
             # Written to the rank's log by a thread that needs no interpreter, should native code keep it.
             faulthandler.dump_traceback_later(60 * self.minutes + SECONDS_FOR_NOTES)
             time.sleep(TICK_SECONDS)
             # A tick that took longer was no waiting: the process was stopped, or the machine slept.
             passed = min(time.monotonic() - at, 2 * TICK_SECONDS)
-            computed = time.process_time() - used
-            at, used = time.monotonic(), time.process_time()
+            computed = self._cpu_used() - used
+            at, used = time.monotonic(), self._cpu_used()
             if not self._loops and computed > LEAST_CPU_SHARE * passed and not self._where()[0]:
                 self.alive()
             moves = (self._moves, self._moves_of_others)
             idle, seen = (idle + passed if moves == seen else 0.0), moves
         self._end()
+
+    def _cpu_used(self) -> float:
+        """Seconds of CPU that this process has used but for the watchdog's threads. Called by `_watch`."""
+        return time.process_time() - time.thread_time() - self._pulse_cpu
 
     def _pulse(self) -> None:
         """Adds this rank's moves to a sum over all ranks, which tells whether another one has moved."""
@@ -113,6 +119,7 @@ class Watchdog:
                 now = store.add("plast/moves", mine - sent)
                 self._moves_of_others += (now - total) - (mine - sent)
                 sent, total = mine, now
+                self._pulse_cpu = time.thread_time()
                 time.sleep(min(MOST_PULSE_SECONDS, 12 * self.minutes))
         except RuntimeError as error:
             # The first machine's torchrun has ended, or is lost: every rank is left to itself.

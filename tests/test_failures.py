@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -95,7 +96,7 @@ def start(
 
 def wait(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     try:
-        output, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=1200)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -123,10 +124,10 @@ def assert_finishes(asked: list[str], out: Path) -> None:
 @pytest.mark.parametrize("fault", ["sleep", "stop"])
 def test_a_rank_that_hangs_is_found_and_named(fault: str, asked: list[str], out: Path) -> None:
     """One that sleeps for ever, and one that does not run at all, which cannot speak for itself."""
-    done = wait(start([*asked, "watchdog_minutes=0.25"], out, f"{fault}:1:4"))
+    done = wait(start([*asked, "watchdog_minutes=0.5"], out, f"{fault}:1:4"))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert "moved for 0.25 minutes" in last or "nothing moved" in last
+    assert "nothing moved" in last
     place = "training/loop.py" if fault == "sleep" else "an unknown place (the system says: stopped)"
     assert f"rank 1 at {place}" in last
     assert "1 others wait in an exchange" in last
@@ -170,7 +171,10 @@ def test_a_rank_that_raises_ends_the_job_and_the_third_time_for_good(asked: list
 
 def test_a_rank_that_raises_ends_the_other_machine_too(asked: list[str], out: Path) -> None:
     """Two launchers as on two machines that share the run folder; the other's rank is not in an exchange."""
-    machines = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29655"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    machines = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     launched = [
         start(asked, out, "raise:1:4 sleep:0:4", nproc=1, **machines, NODE_RANK=str(number))
         for number in (0, 1)
