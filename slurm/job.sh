@@ -120,12 +120,16 @@ readonly TASK='trap "" USR1 USR2 TERM
 export NODE_RANK=$SLURM_NODEID
 "$@"
 code=$?
+((NODE_RANK > 0)) || echo $code >"$ENDED"
 trap "exit $code" TERM
 ((code == 0 || NODE_RANK == 0)) || { sleep 30 & wait; } 2>/dev/null
 exit $code'
 
-# Runs a command on every node and waits for it; stop signals are passed on. Sets `code`, the highest exit code.
+# Runs a command on every node and waits for it; stop signals are passed on. Sets `code`, 0 if all
+# nodes did it, else the first node's exit code, or srun's if that node could not say.
 on_every_node() {
+  export ENDED=$PLAST_RUN/job/.ended # the first node's exit code
+  rm -f "$ENDED"
   srun --nodes="$NNODES" --ntasks="$NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 "${outside[@]}" \
     bash -c "$TASK" task "${inside[@]}" "$@" &
   step=$!
@@ -140,6 +144,11 @@ on_every_node() {
   done
   wait "$step"
   code=$? step=
+  case $(cat "$ENDED" 2>/dev/null) in
+    '') ((code > 0)) || code=1 ;; # srun can end with 0 when its step was cancelled
+    0) ;;
+    *) code=$(<"$ENDED") ;; # srun's would be that of a task which it killed
+  esac
 }
 
 request_stop() {

@@ -118,9 +118,11 @@ def test_no_sbatch_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     assert "#SBATCH --nodes=3\n" in capsys.readouterr().out
 
 
-def run_script(script: str, folder: Path, srun: str = "") -> list[list[str]]:
+def run_script(script: str, folder: Path) -> list[list[str]]:
     """Runs a job script with stand-ins for Slurm's programs. Returns the words of each call of srun."""
-    take_down = f"printf '%s\\0' \"$@\" >>{folder}/calls; printf '\\n\\0' >>{folder}/calls\n{srun}"
+    take_down = (
+        f"printf '%s\\0' \"$@\" >>{folder}/calls; printf '\\n\\0' >>{folder}/calls\necho 0 >\"$ENDED\""
+    )
     stubs = programs(
         folder / "stubs",
         srun=take_down,

@@ -183,6 +183,14 @@ def test_a_failure_that_asks_for_no_restart_ends_the_job(submit_standin: Submitt
     assert "ends with exit code 1; nothing asks for a restart" in job.said()
 
 
+def test_a_cancelled_step_is_no_success(submit_standin: Submitter, cluster: Cluster) -> None:
+    job = begun(submit_standin())
+    (job.run / "deaf").touch()
+    cluster.run("scancel", f"{job.number}.0")
+    job.wait_for("FAILED", seconds=90)
+    assert "done" not in job.said()
+
+
 def test_the_first_node_can_say_why_another_failed(submit_standin: Submitter) -> None:
     """srun ends all tasks with the first that fails: the first node's gets the time to write it down."""
     job = begun(submit_standin())
