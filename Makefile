@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | lint
+# make setup | demo | test | test-slow | test-cluster | test-docker | lint
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint
+.PHONY: setup demo test test-slow test-cluster test-docker lint
 
 setup: .venv/installed
 
@@ -16,12 +16,21 @@ demo: setup
 	$(BIN)/plast demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not cluster and not docker"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# As root, with Debian's slurmctld slurmd slurm-client munge; skipped without.
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster -rs
+
+# As root, with Debian's buildah debootstrap podman runc; skipped without. PLAST_IMAGES=DIR keeps the layers.
+test-docker: setup
+	$(BIN)/python -m pytest -m docker -rs
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile

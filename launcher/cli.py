@@ -141,6 +141,49 @@ def _plan(arguments: argparse.Namespace) -> int:
     return run_plan(arguments.recipe, arguments.overrides, arguments.json)
 
 
+def _submit_arguments(parser: argparse.ArgumentParser) -> None:
+    _recipe_arguments(parser)
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder")
+    parser.add_argument("--nodes", metavar="N", type=_count, help="nodes of the one job")
+    parser.add_argument(
+        "--stages",
+        metavar="STAGE=N,…",
+        help="jobs of different sizes that wait for each other, e.g. collect=1,train=4: the nodes of a stage "
+        "and of those that follow it",
+    )
+    parser.add_argument("--nproc", metavar="N", type=_count, help="ranks a node (default: one for each GPU)")
+    for option in ("gpus-per-node", "time", "partition", "account", "qos", "constraint"):
+        parser.add_argument(f"--{option}", metavar=option.upper(), help=f"sbatch's --{option}")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from launcher.slurm import SBATCH_OPTIONS, submit
+
+    given = {option: getattr(arguments, option.replace("-", "_")) for option in SBATCH_OPTIONS}
+    return submit(
+        arguments.recipe,
+        arguments.overrides,
+        arguments.out,
+        arguments.nodes,
+        arguments.stages,
+        arguments.nproc,
+        {option: value for option, value in given.items() if value is not None},
+        arguments.dry_run,
+    )
+
+
+def _status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from launcher.status import run_status
+
+    return run_status(arguments.run, arguments.json)
+
+
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
@@ -154,7 +197,28 @@ def _demo(arguments: argparse.Namespace) -> int:
     return run_stages("tiny", [], arguments.out, min(2, os.cpu_count() or 1), STAGES)
 
 
-def _doctor(_arguments: argparse.Namespace) -> int:
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="check all machines together: start it on each of them at once, with NNODES, NODE_RANK, "
+        "MASTER_ADDR and MASTER_PORT set",
+    )
+    parser.add_argument("--out", metavar="RUN", type=Path, help="with --distributed: the run's folder (.)")
+    parser.add_argument("--nproc", metavar="N", type=_count, help="with --distributed: ranks on this machine")
+    parser.add_argument(
+        "--wait", metavar="SECONDS", type=_count, help="with --distributed: for a late machine (40)"
+    )
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    if arguments.distributed:
+        from launcher.doctor_distributed import run_distributed_doctor
+
+        return run_distributed_doctor(arguments.out or Path(), arguments.nproc, arguments.wait or 40)
+    given = [name for name in ("out", "nproc", "wait") if getattr(arguments, name) is not None]
+    if given:
+        raise UserError(f"--{given[0]} goes with --distributed: plast doctor alone checks this machine only")
     from launcher.doctor import run_doctor
 
     return run_doctor()
@@ -205,7 +269,11 @@ COMMANDS = {
         for stage, summary in STAGE_SUMMARIES.items()
     },
     "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
-    "doctor": Command("check this machine and say what to mend", lambda _parser: None, _doctor),
+    "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
+    "status": Command(
+        "what a run has done, how far it is, and why it was restarted", _status_arguments, _status
+    ),
+    "doctor": Command("check this machine and say what to mend", _doctor_arguments, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
     "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
 }

@@ -25,7 +25,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: it is not, or is no folder.
     """
-    existing = _nearest_existing(folder)
+    existing = nearest_existing(folder)
     if not existing.is_dir():
         raise UserError(f"--out {folder}: {existing} is no folder; choose another")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -70,7 +70,7 @@ def check_disk(
         export = _size(base)
         needed += export - _size(run.export)
         parts.append(f"an export of {_gigabytes(export)}")
-    free = shutil.disk_usage(_nearest_existing(run.path)).free
+    free = shutil.disk_usage(nearest_existing(run.path)).free
     if needed > free:
         raise UserError(
             f"--out {run.path}: {_gigabytes(free)} are free on its disk, but the run needs about "
@@ -84,7 +84,8 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _nearest_existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
-import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher import attempts
+from launcher.lock import only_launcher
+from launcher.metrics_file import MetricsFile
+from launcher.outcome import Outcome
+from launcher.stops import Stops
 from plast_train.config import dump_config
-from plast_train.errors import UserError
+from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder, publish_text, to_json
 
 if TYPE_CHECKING:
@@ -28,23 +31,26 @@ def run_stages(
     """
     from launcher.preflight import preflight
     from launcher.table import final_table
-    from launcher.torchrun import start_ranks
 
     logging.basicConfig(level=logging.WARNING, format="plast: %(levelname)s: %(message)s")
-    prepared = preflight(recipe, overrides, out, nproc, stages)
-    run, machines = prepared.run, prepared.machines
-    for stage in prepared.done:
-        print(f"{stage}: done before, skipped", flush=True)
-    if prepared.todo:
-        with only_launcher(run) if machines.is_first else contextlib.nullcontext():
-            if machines.is_first:
-                write_down(prepared)
-            code = start_ranks(run, prepared.todo, prepared.nproc, prepared.gpus, machines)
-        if code != 0:
-            return code
-    if machines.is_first:
-        print(final_table(run))
-    return 0
+    with Stops() as stops:
+        try:
+            with stops.end_this():
+                prepared = preflight(recipe, overrides, out, nproc, stages)
+        except Interrupted as interruption:
+            attempts.ask_for_restart(RunFolder(out), str(interruption))
+            print(f"plast: {interruption}", file=sys.stderr)
+            return 1
+        for stage in prepared.done:
+            print(f"{stage}: done before, skipped", flush=True)
+        first = prepared.machines.is_first
+        if prepared.todo:
+            outcome = _attempt(prepared, stops) if first else _start_ranks(prepared)
+            if outcome.kind != "done":
+                return _tell(outcome, prepared)
+        if first:
+            print(final_table(prepared.run))
+        return 0
 
 
 def write_down(prepared: Prepared) -> None:
@@ -60,24 +66,67 @@ def write_down(prepared: Prepared) -> None:
     publish_text(run.environment, to_json(describe_environment(prepared.gpus) | ranks))
 
 
-@contextlib.contextmanager
-def only_launcher(run: RunFolder) -> Iterator[None]:
-    """Keeps a second launcher out of the run folder while the first one's ranks write into it.
+def _start_ranks(prepared: Prepared) -> Outcome:
+    from launcher.torchrun import start_ranks
+
+    return start_ranks(prepared.run, prepared.todo, prepared.nproc, prepared.gpus, prepared.machines)
+
+
+def _attempt(prepared: Prepared, stops: Stops) -> Outcome:
+    """The first machine's part of a launch with ranks: under the lock, on record, with what follows from the
+    attempts before and for the next one."""
+    run = prepared.run
+    with only_launcher(run):
+        went_back = attempts.go_back(run)
+        if went_back:
+            print(f"plast: {went_back}", flush=True)
+        number = attempts.begin(run, prepared.nproc, prepared.machines.count)
+        metrics = MetricsFile(run.metrics)
+        try:
+            with stops.end_this():
+                write_down(prepared)
+            outcome = _start_ranks(prepared)
+        except Interrupted as interruption:
+            outcome = Outcome("interrupted", str(interruption))
+        except KeyboardInterrupt:
+            attempts.end(run, number, "interrupted", "ended at once by a second Ctrl-C")
+            raise
+        except (OSError, UserError) as error:
+            attempts.end(run, number, "user", str(error))
+            raise
+        stage = outcome.stage or _unfinished(prepared)
+        step = metrics.last_step() if stage == "train" else None
+        failed = outcome.kind != "done"
+        attempts.end(
+            run, number, outcome.kind, outcome.message, stage if failed else None, step, outcome.rank
+        )
+        if outcome.kind in attempts.RESTARTED and attempts.diagnosis(run) is None:
+            attempts.ask_for_restart(run, f"{outcome.kind}: {outcome.message}")
+    return outcome
+
+
+def _unfinished(prepared: Prepared) -> str | None:
+    """The stage that the ranks were at, where none of them could say so."""
+    return next((stage for stage in prepared.todo if prepared.run.record(stage) is None), None)
+
+
+def _tell(outcome: Outcome, prepared: Prepared) -> int:
+    """Says why the run ended, the first failing rank's error last. Returns the exit code.
 
     Raises:
-        UserError: another launcher is at work there.
+        UserError: the error is one that the user can mend.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
-    with (run.path / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{run.path}: another plast works there (process {file.read().strip()}); wait for its end, "
-                "stop it, or give another --out"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    run, first = prepared.run, prepared.machines.is_first
+    if outcome.kind == "user":
+        raise UserError(outcome.message)
+    words = [outcome.message]
+    if outcome.kind == "interrupted":
+        words = [outcome.message, "stopped by a signal; the same command goes on from there"]
+    elif first:
+        if outcome.trace:
+            print(outcome.trace.rstrip(), file=sys.stderr)
+        diagnosis = attempts.diagnosis(run)
+        words = [*([diagnosis] if diagnosis else []), f"the logs are in {run.logs}", outcome.message]
+    for line in words:
+        print(f"plast: {line}", file=sys.stderr, flush=True)
+    return 1

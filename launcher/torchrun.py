@@ -1,10 +1,9 @@
-"""Ranks on this machine: torchrun's command, the signals to the ranks, what a failure of theirs says."""
+"""Ranks on this machine: torchrun's command, the signals to the ranks, their end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,21 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
 from launcher.child import STOP_SIGNALS
+from launcher.other_ranks import SECONDS_TO_END, OtherRanks
+from launcher.outcome import Notes, Outcome, outcome_of
 from plast_train.errors import UserError
-from plast_train.run_folder import RunFolder, read_json
+from plast_train.failures import note_paths
+from plast_train.run_folder import RunFolder
 
 # What a rank runs, as `python -m`.
 PIPELINE = "plast_train.pipeline"
-# How a line of torchrun's agent begins in its log, and how it tells that a signal ended a rank.
-AGENT_SAYS = re.compile(r"^\S+ \S+ \d+ torch/distributed/", re.MULTILINE)
-RANK_KILLED = re.compile(r"rank +: (?P<rank>\d+) .*\n +exitcode +: -(?P<signal>\d+) ")
-# Seconds that the other ranks get to end after one has failed; they wait for it in an exchange.
-SECONDS_TO_END = 10
 # A rank whose handlers are not set yet ignores signals, so a stop is repeated until the ranks have ended.
 SECONDS_BETWEEN_SIGNALS = 2.0
 # More CPU threads than this do not make a rank on a GPU faster.
@@ -106,19 +102,19 @@ def rank_environment(nproc: int, gpus: int) -> dict[str, str]:
     return {**defaults, **os.environ, "PATH": path}
 
 
-def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, machines: Machines) -> int:
-    """Runs the stages on `nproc` ranks and waits for them. Returns 0 when they are done, else 1.
+def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, machines: Machines) -> Outcome:
+    """Runs the stages on `nproc` ranks here and waits until they end, on this machine and all others.
 
     A stop signal is passed on to the ranks, which save and end; a second Ctrl-C ends them at once.
 
     Raises:
-        UserError: what a rank found that the user can mend.
         KeyboardInterrupt: a second Ctrl-C.
     """
     run.logs.mkdir(parents=True, exist_ok=True)
     if machines.is_first:
-        for old in run.logs.glob("failure-rank-*.json"):
+        for old in [*note_paths(run.logs), *run.logs.glob("stacks-rank-*.txt")]:
             old.unlink()
+    notes = Notes(run.logs)
     with torchrun_log(run, machines).open("wb") as log:
         agent = subprocess.Popen(
             command(run, stages, nproc, machines),
@@ -127,38 +123,8 @@ def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, ma
             stderr=log,
             start_new_session=True,  # Ctrl-C on the terminal reaches the launcher alone
         )
-        code = _wait(agent)
-    return explain(run, torchrun_log(run, machines), code)
-
-
-def explain(run: RunFolder, log: Path, code: int) -> int:
-    """Says on stderr why ranks ended early: the earliest of the failures they wrote down, or else what
-    torchrun's log tells. Returns 0 or 1.
-
-    Raises:
-        UserError: where that failure is one that the user can mend.
-    """
-    failures = [read_json(path) for path in run.logs.glob("failure-rank-*.json")]
-    if not failures and code == 0:
-        return 0
-    agent = log.read_text(encoding="utf-8", errors="replace")
-    first: dict[str, Any] = min(failures, key=lambda failure: failure["time"], default={"kind": "none"})
-    if first["kind"] == "user":
-        raise UserError(first["message"])
-    if first["kind"] == "interrupted":
-        words = [first["message"], "stopped by a signal; the same command goes on from there"]
-    elif killed := RANK_KILLED.search(agent):  # the others then fail for want of it
-        words = [
-            f"rank {killed['rank']} was ended by {signal.Signals(int(killed['signal'])).name}; if memory ran "
-            f"out (see dmesg), lower tokens_per_row or give fewer ranks; the logs are in {run.logs}"
-        ]
-    else:
-        trace = first["traceback"] if failures else AGENT_SAYS.split(agent, maxsplit=1)[0]
-        print(trace.rstrip(), file=sys.stderr)
-        words = [f"a defect of the program; the logs are in {run.logs}"]
-    for line in words:
-        print(f"plast: {line}", file=sys.stderr)
-    return 1
+        code = _wait(agent, notes)
+    return outcome_of(notes, torchrun_log(run, machines), code, machines.rank * nproc, machines.count > 1)
 
 
 def torchrun_log(run: RunFolder, machines: Machines) -> Path:
@@ -166,17 +132,21 @@ def torchrun_log(run: RunFolder, machines: Machines) -> Path:
     return run.logs / ("torchrun.log" if machines.is_first else f"torchrun-{machines.rank}.log")
 
 
-def _wait(agent: subprocess.Popen[bytes]) -> int:
+def _wait(agent: subprocess.Popen[bytes], notes: Notes) -> int:
     """Waits for the end of the ranks, passing signals on. Returns torchrun's exit code.
+
+    When a rank of any machine has left a failure note, those here get a little time to end by themselves.
 
     Raises:
         KeyboardInterrupt: on a second Ctrl-C, after killing them.
     """
     with _received_signals() as received:
-        said = False
+        said, others = False, OtherRanks(agent.pid, notes)
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return agent.wait(timeout=SECONDS_BETWEEN_SIGNALS if said else 0.2)
+            if others.are_overdue():
+                _signal(agent, signal.SIGKILL)
             if received.count(signal.SIGINT) > 1:
                 _signal(agent, signal.SIGKILL)
                 agent.wait()

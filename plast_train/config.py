@@ -123,6 +123,9 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    watchdog_minutes: float = Field(
+        30.0, gt=0.0, description="a run in which no rank has moved for so long is ended"
+    )
 
     @model_validator(mode="after")
     def languages_are_sound(self) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -15,8 +16,9 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from plast_train.errors import UserError
-from plast_train.progress import Progress
+from plast_train.errors import Interrupted, UserError
+from plast_train.progress import PROGRESS, Progress
+from plast_train.watchdog import Watchdog
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -31,6 +33,8 @@ class Ranks:
     world: int
     device: torch.device
     console: TextIO
+    logs: Path
+    watchdog: Watchdog
 
     @property
     def is_first(self) -> bool:
@@ -46,17 +50,17 @@ class Ranks:
         return box[0]
 
     def on_first(self, action: Callable[[], Any]) -> Any:
-        """Rank 0's result of `action`, on every rank. A UserError there is raised on every rank, so that
-        none is left waiting."""
-        outcome: tuple[Any, str | None] = (None, None)
+        """Rank 0's result of `action`, on every rank. A UserError or Interrupted there is raised on every
+        rank, so that none is left waiting."""
+        outcome: tuple[Any, UserError | Interrupted | None] = (None, None)
         if self.is_first:
             try:
                 outcome = (action(), None)
-            except UserError as error:
-                outcome = (None, str(error))
-        result, message = self.broadcast(outcome)
-        if message is not None:
-            raise UserError(message)
+            except (UserError, Interrupted) as error:
+                outcome = (None, error)
+        result, error = self.broadcast(outcome)
+        if error is not None:
+            raise error
         return result
 
     def gather(self, value: Any) -> list[Any]:
@@ -72,10 +76,16 @@ class Ranks:
         return summed.to(tensor.device)
 
     def should_stop(self) -> bool:
-        """Whether any rank was signalled to stop: all ranks get the same answer at the same place."""
+        """Whether any rank was signalled to stop: all ranks get the same answer at the same place. A rank
+        that asks is alive."""
+        self.alive()
         flag = torch.tensor([int(_stop_requested)], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
+
+    def alive(self) -> None:
+        """Tells the watchdog that this rank moves. For loops whose rounds may each take minutes."""
+        self.watchdog.alive()
 
     def say(self, text: str) -> None:
         """A line for the user, once: on rank 0's terminal and in its log."""
@@ -84,8 +94,10 @@ class Ranks:
             logging.info("%s", text)
 
     def progress(self, label: str, total: int, unit: str, done: int = 0) -> Progress:
-        """The stage's progress line, on rank 0's terminal."""
-        return Progress(label, total, unit, self.console if self.is_first else None, done)
+        """The stage's progress line, on rank 0's terminal and, for `plast status`, in the run folder."""
+        if not self.is_first:
+            return Progress(label, total, unit, None, done, self.watchdog)
+        return Progress(label, total, unit, self.console, done, self.watchdog, self.logs / PROGRESS)
 
 
 def start_ranks(logs: Path) -> Ranks:
@@ -96,11 +108,16 @@ def start_ranks(logs: Path) -> Ranks:
     logging.basicConfig(
         level=logging.INFO, force=True, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    faulthandler.enable()  # stacks in the log where native code crashes
     for number in STOP_SIGNALS:
         signal.signal(number, _request_stop)
+    watchdog = Watchdog(logs, rank)
+    watchdog.start()
     device = _device()
     _init_distributed(device)
-    return Ranks(rank, dist.get_world_size(), device, console)
+    world = dist.get_world_size()
+    watchdog.join(world, device)
+    return Ranks(rank, world, device, console, logs, watchdog)
 
 
 def end_ranks(code: int) -> None:
@@ -117,7 +134,8 @@ def _init_distributed(device: torch.device) -> None:
     # Compiled anew for CPU ranks (28 s) and of no use here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # Rank 0 copies and hashes whole models alone; a rank that dies is noticed by torchrun, not by this.
+    # Rank 0 copies and hashes whole models alone. A rank that dies is noticed by torchrun and the launchers,
+    # one that hangs by the watchdog.
     deepspeed.init_distributed(
         dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=6)
     )
@@ -140,6 +158,11 @@ def _redirect_output(log: Path) -> TextIO:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     return console
+
+
+def stop_requested() -> bool:
+    """Whether this rank was signalled to stop; for work that rank 0 does while the others wait."""
+    return _stop_requested
 
 
 def _request_stop(_number: int, _frame: Any) -> None:

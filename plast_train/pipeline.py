@@ -7,10 +7,12 @@ checked everything and written the run folder's config.yaml, base.json and recor
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plast_train.activations.collect import collect
@@ -20,12 +22,14 @@ from plast_train.context import Context
 from plast_train.distributed import Ranks, end_ranks, start_ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.evaluation.stage import evaluate
-from plast_train.run_folder import RunFolder, publish_text, to_json
+from plast_train.failures import Failure, publish_failure
+from plast_train.run_folder import RunFolder, sha256_of
 from plast_train.selection.select import select
 from plast_train.stages import STAGES, inputs_of, is_done, settings_of
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.export import export
 from plast_train.training.train import train
+from plast_train.whereabouts import raised_in_exchange
 
 # Each takes the context and returns what it made.
 FUNCTIONS: dict[str, Callable[[Context], list[Path]]] = {
@@ -37,15 +41,27 @@ FUNCTIONS: dict[str, Callable[[Context], list[Path]]] = {
     "report": report,
 }
 
+# How long a shared file system may take to show a file on another machine (NFS: 60 s by default).
+SECONDS_TO_APPEAR = 120
+
 
 def run_stages(context: Context, stages: Sequence[str]) -> None:
-    """Does those of the stages that are not done, in order, and publishes a record for each."""
+    """Does those of the stages that are not done, in order, and publishes a record for each.
+
+    Raises:
+        Interrupted: a stop signal came; what is done stays done.
+    """
+    ranks = context.ranks
     for stage in stages:
-        done = is_done(stage, context.config, context.run, context.base) if context.ranks.is_first else None
-        if context.ranks.broadcast(done):
-            context.ranks.say(f"{stage}: done before, skipped")
+        if ranks.should_stop():
+            raise Interrupted(f"stopped by a signal before the stage {stage}")
+        ranks.watchdog.stage = stage
+        done = ranks.on_first(lambda stage=stage: is_done(stage, context.config, context.run, context.base))
+        if done:
+            ranks.say(f"{stage}: done before, skipped")
         else:
             run_stage(context, stage)
+        await_outputs(context.run, stage, ranks)
 
 
 def run_stage(context: Context, stage: str) -> None:
@@ -65,15 +81,40 @@ def run_stage(context: Context, stage: str) -> None:
     ranks.barrier()
 
 
+def await_outputs(run: RunFolder, stage: str, ranks: Ranks) -> None:
+    """Until every machine sees what the stage published: a shared file system may show it late."""
+    record = ranks.on_first(lambda: run.record(stage))
+    await_files(run, record["outputs"], ranks)
+
+
+def await_files(run: RunFolder, contents: Mapping[str, str], ranks: Ranks) -> None:
+    """Waits until this machine sees the files as rank 0 does: path below the run folder → SHA-256, or
+    `folder`. One rank a machine looks, none on rank 0's.
+
+    Raises:
+        UserError: a file does not come.
+    """
+    if os.environ["LOCAL_RANK"] == "0" and not ranks.is_first:
+        deadline = time.monotonic() + SECONDS_TO_APPEAR
+        while missing := [name for name, content in contents.items() if not run.is_intact(name, content)]:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{run.path / missing[0]}: {socket.gethostname()} does not see it as the first machine "
+                    f"does, after {SECONDS_TO_APPEAR} s; --out must be one folder that all machines share"
+                )
+            ranks.alive()
+            time.sleep(0.5)
+    ranks.barrier()
+
+
 def main(arguments: Sequence[str]) -> int:
     """One rank's life. Returns the exit code: 0 done, 2 the user can mend it, 1 otherwise."""
     run, stages = RunFolder(Path(arguments[0])), arguments[1:]
     assert set(stages) <= set(STAGES)
-    ranks = start_ranks(run.logs)
+    ranks = None
     try:
-        stages = ranks.broadcast(stages)  # launchers of other machines may have seen the folder later
-        config = load_config(str(run.config))
-        run_stages(Context(config, run, ranks, load_deepspeed_config(config)), stages)
+        ranks = start_ranks(run.logs)
+        run_stages(_context(run, ranks), ranks.broadcast(stages))
         return 0
     except Interrupted as interruption:
         return _failed(run, ranks, "interrupted", interruption, 1)
@@ -83,11 +124,34 @@ def main(arguments: Sequence[str]) -> int:
         return _failed(run, ranks, "defect", error, 1)
 
 
-def _failed(run: RunFolder, ranks: Ranks, kind: str, error: Exception, code: int) -> int:
-    """Leaves a note for the launcher: exit codes of ranks are lost on their way through torchrun."""
+def _context(run: RunFolder, ranks: Ranks) -> Context:
+    """What rank 0 has read: the launchers of other machines may have seen the folder later, or as it was."""
+    config = ranks.on_first(lambda: load_config(str(run.config)))
+    ranks.watchdog.minutes = config.watchdog_minutes
+    files = ranks.on_first(lambda: {path.name: sha256_of(path) for path in (run.base, run.records)})
+    await_files(run, files, ranks)
+    return Context(config, run, ranks, load_deepspeed_config(config))
+
+
+def _failed(run: RunFolder, ranks: Ranks | None, kind: str, error: Exception, code: int) -> int:
+    """Leaves a note for the launchers."""
     logging.error("%s", error, exc_info=error)
-    note = {"time": time.time(), "kind": kind, "message": str(error), "traceback": traceback.format_exc()}
-    publish_text(run.logs / f"failure-rank-{ranks.rank}.json", to_json(note))
+    if ranks is not None and ranks.watchdog.hung:
+        return code  # it is told already, and what follows is of no use
+    message = str(error) if kind in ("user", "interrupted") else f"{type(error).__name__}: {error}"
+    failure = Failure(
+        rank=int(os.environ["RANK"]),
+        kind=kind,
+        message=message,
+        stage=ranks.watchdog.stage if ranks is not None else None,
+        in_exchange=kind == "defect" and raised_in_exchange(error.__traceback__),
+        traceback=traceback.format_exc(),
+    )
+    try:
+        publish_failure(run.logs, failure)
+    except OSError as problem:
+        logging.error("%s cannot be written (%s)", run.logs, problem)
+        print(f"plast: rank {failure.rank}: {message}", file=ranks.console if ranks else None, flush=True)
     return code
 
 

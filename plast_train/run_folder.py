@@ -99,9 +99,9 @@ class RunFolder:
         record = self.record(stage)
         if record is None or record["settings"] != settings or record["inputs"] != inputs:
             return False
-        return all(self._is_intact(name, content) for name, content in record["outputs"].items())
+        return all(self.is_intact(name, content) for name, content in record["outputs"].items())
 
-    def _is_intact(self, name: str, content: str) -> bool:
+    def is_intact(self, name: str, content: str) -> bool:
         path = self.path / name
         return path.is_dir() if content == "folder" else path.is_file() and sha256_of(path) == content
 
@@ -154,9 +154,9 @@ def publish_folder(temporary: Path, final: Path) -> None:
     be synced (`sync_file`)."""
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(temporary)
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed just here
     if final.exists():
-        old = final.with_name(f".{final.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         final.rename(old)
         temporary.rename(final)
         shutil.rmtree(old)

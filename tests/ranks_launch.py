@@ -3,13 +3,14 @@ says, in seconds, without a model. Run as `python -m ranks_launch RUN STAGE`."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
+
+from plast_train.failures import Failure, publish_failure
 
 run, stage, rank = Path(sys.argv[1]), sys.argv[2], os.environ["RANK"]
 received: list[int] = []
@@ -20,8 +21,8 @@ def note(number: int, _frame: FrameType | None) -> None:
 
 
 def fail(kind: str, message: str) -> None:
-    failure = {"time": time.time(), "kind": kind, "message": message, "traceback": f"trace of {message}"}
-    (run / "logs" / f"failure-rank-{rank}.json").write_text(json.dumps(failure))
+    exchange = message == "connection closed by peer"
+    publish_failure(run / "logs", Failure(int(rank), kind, message, in_exchange=exchange))
     sys.exit(1)
 
 

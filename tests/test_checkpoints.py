@@ -1,58 +1,25 @@
 """The checkpoint format in one process: sizes, damage, which ones are kept, ranges that do not line up.
-Real ranks save and load in test_training.py."""
+Real ranks save and load in test_training.py; test_checkpoints_fire.py damages many places."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from checkpoint_makers import ALONE, IDENTITY, SETTINGS, SHAPES, cut, save, states
 
 from plast_train.errors import UserError
-from plast_train.training import checkpoints
+from plast_train.training import checkpoint_files, checkpoints
+from plast_train.training.checkpoint_files import manifest_text, newest_valid, verify
 from plast_train.training.checkpoint_size import OVERHEAD_PER_RANK, checkpoint_bytes
-from plast_train.training.checkpoints import Identity, Snapshot
+from plast_train.training.checkpoints import Identity
 from plast_train.training.partitions import OwnedRange
-
-SHAPES = {"layers.0.weight": [40, 50], "layers.0.norm": [50], "layers.1.weight": [30, 50]}
-SETTINGS = {"seed": 0, "data": "digest"}
-IDENTITY = Identity("base-fingerprint", [0, 1], "all", SHAPES)
-ALONE: Any = SimpleNamespace(
-    rank=0,
-    world=1,
-    is_first=True,
-    device=torch.device("cpu"),
-    gather=lambda value: [value],
-    on_first=lambda action: action(),
-    say=print,
-)
-
-
-def states(step: int) -> dict[str, torch.Tensor]:
-    """Master and two moments of each tensor, `[3, elements]`, different for every step."""
-    generator = torch.Generator().manual_seed(step)
-    return {name: torch.randn(3, torch.Size(s).numel(), generator=generator) for name, s in SHAPES.items()}
-
-
-def cut(elements: int, pieces: int, seed: int) -> list[tuple[int, int]]:
-    """Ranges that cover `elements`, cut at random."""
-    inner = sorted(random.Random(seed).sample(range(1, elements), pieces - 1))
-    return list(pairwise([0, *inner, elements]))
-
-
-def save(folder: Path, step: int, keep: int = 10, pieces: int = 1, identity: Identity = IDENTITY) -> Path:
-    tensors = {"rng.cpu": torch.get_rng_state()}
-    for name, state in states(step).items():
-        for start, stop in cut(state.shape[1], pieces, step):
-            tensors[f"{name}@{start}"] = state[:, start:stop].contiguous()
-    return checkpoints.write(Snapshot(step, 2, tensors), folder, identity, SETTINGS, ALONE, keep)
 
 
 def test_holds_what_is_trained_and_nothing_else(tmp_path: Path) -> None:
@@ -88,32 +55,24 @@ def test_any_ranges_read_any_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert torch.equal(torch.stack(owned.views), expected)
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
-    path.write_bytes(content)
-
-
 SHARD = "shard-00000-of-00001.safetensors"
 DAMAGE: dict[str, Any] = {
-    "flipped bit in a shard": lambda p: flip(p / SHARD),
-    "flipped bit in the manifest": lambda p: flip(p / "manifest.json"),
-    "truncated shard": lambda p: os.truncate(p / SHARD, (p / SHARD).stat().st_size - 1),
-    "truncated manifest": lambda p: os.truncate(p / "manifest.json", 100),
-    "missing shard": lambda p: (p / SHARD).unlink(),
-    "missing manifest": lambda p: (p / "manifest.json").unlink(),
     "shard of another step": lambda p: shutil.copy(p.with_name("step-00000005") / SHARD, p / SHARD),
     "another step's folder": lambda p: shutil.copytree(p.with_name("step-00000005"), p, dirs_exist_ok=True),
+    "no files": lambda p: [file.unlink() for file in p.iterdir()],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_found_named_and_skipped(tmp_path: Path, damage: str) -> None:
+def test_damage_is_found_named_and_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0)
     before, path = save(tmp_path, 5), save(tmp_path, 10)
-    assert checkpoints.newest_valid(tmp_path, pytest.fail) is not None
+    assert newest_valid(tmp_path, pytest.fail) is not None
     DAMAGE[damage](path)
     said: list[str] = []
-    found = checkpoints.newest_valid(tmp_path, said.append)
+    found = newest_valid(tmp_path, said.append)
     assert found is not None and found[0] == before
     assert len(said) == 1 and str(path) in said[0]
     assert ("shard" in said[0].split("before:")[1]) == ("shard" in damage)
@@ -125,13 +84,13 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step, keep=2)
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step-00000015", "step-00000010"]
+    assert [p.name for p in checkpoint_files.checkpoints(tmp_path)] == ["step-00000015", "step-00000010"]
     # A broken later one, left by a run that went on from before it, pushes no whole one out.
     (tmp_path / "step-00000099").mkdir()
     save(tmp_path, 20, keep=1)
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step-00000099", "step-00000020"]
+    assert [p.name for p in checkpoint_files.checkpoints(tmp_path)] == ["step-00000099", "step-00000020"]
     save(tmp_path, 99, keep=1)
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step-00000099"]
+    assert [p.name for p in checkpoint_files.checkpoints(tmp_path)] == ["step-00000099"]
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
@@ -139,7 +98,7 @@ def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
     partial = tmp_path / ".step-00000010.partial"
     partial.mkdir()
     (partial / SHARD).write_bytes(b"half")
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step-00000005"]
+    assert [p.name for p in checkpoint_files.checkpoints(tmp_path)] == ["step-00000005"]
     save(tmp_path, 15)
     assert not partial.exists()
 
@@ -149,7 +108,7 @@ def test_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match="GB free, a checkpoint needs"):
         save(tmp_path, 10)
-    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["step-00000005"]
+    assert [p.name for p in checkpoint_files.checkpoints(tmp_path)] == ["step-00000005"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +134,7 @@ def test_manifest_names_no_file_outside(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["../../secret"] = manifest["files"][SHARD]
-    manifest["sha256"] = checkpoints._manifest_hash(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    (path / "manifest.json").write_text(manifest_text(manifest))
     with pytest.raises(ValueError, match="no shard"):
-        checkpoints.verify(path)
+        verify(path, print)

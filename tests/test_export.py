@@ -16,12 +16,13 @@ from transformers import (
 )
 
 from plast_train.config import Config
-from plast_train.errors import UserError
+from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.families import FAMILIES
 from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.lvlm.loading import describe_base
 from plast_train.lvlm.weights import disk_tensors
 from plast_train.run_folder import RunFolder
+from plast_train.training import export as exporting
 from plast_train.training.checkpoints import Identity, Snapshot, write
 from plast_train.training.export import check_export, export, write_export
 
@@ -271,6 +272,27 @@ def test_stage_exports_the_newest_checkpoint(context):
     assert all(torch.equal(after[name], master) for name, master in context.masters.items())
     assert "18 tensors of the base replaced" in context.ranks.said[-1]
     export(context)  # again, over the first
+    assert not list(context.run.path.glob(".*"))
+
+
+def test_a_stop_signal_reaches_the_copying_and_the_comparing(context, monkeypatch):
+    """After so many chunks; the same command then exports as if nothing had been."""
+    asked = 0
+
+    def stop_requested():
+        nonlocal asked
+        asked += 1
+        return asked == after
+
+    monkeypatch.setattr(exporting, "stop_requested", stop_requested)
+    after = 10**9
+    export(context)
+    for after in (1, asked // 2, asked):
+        asked = 0
+        with pytest.raises(Interrupted):
+            export(context)
+        assert asked == after
+    export(context)
     assert not list(context.run.path.glob(".*"))
 
 

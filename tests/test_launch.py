@@ -20,8 +20,10 @@ import pytest
 
 from launcher import machine_checks, preflight, run, torchrun
 from launcher.cli import main
+from launcher.outcome import Outcome
 from launcher.torchrun import Machines
 from plast_train.errors import UserError
+from plast_train.failures import Failure, publish_failure
 from plast_train.run_folder import RunFolder, read_json
 from plast_train.stages import STAGES, inputs_of, settings_of
 
@@ -180,10 +182,10 @@ def test_only_what_is_missing_is_done(
 ) -> None:
     out, started = tmp_path / "RUN", []
 
-    def start_ranks(_run: RunFolder, stages: tuple[str, ...], *_rest: object) -> int:
+    def start_ranks(_run: RunFolder, stages: tuple[str, ...], *_rest: object) -> Outcome:
         started.append(stages)
         finish(preflight.preflight("tiny", overrides, out, 1, STAGES), stages)
-        return 0
+        return Outcome("done")
 
     monkeypatch.setattr(torchrun, "start_ranks", start_ranks)
     overrides = asked
@@ -220,18 +222,6 @@ def test_what_the_ranks_read_is_written_down(asked: list[str], tmp_path: Path) -
     assert read_json(prepared.run.environment)["packages"]["torch"]
 
 
-def test_one_launcher_at_a_time(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "RUN")
-    with (
-        run.only_launcher(folder),
-        pytest.raises(UserError, match=f"process {os.getpid()}"),
-        run.only_launcher(folder),
-    ):
-        pass
-    with run.only_launcher(folder):
-        pass
-
-
 def test_command_of_one_and_of_several_machines(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a; rm -rf $HOME")
     alone = torchrun.command(folder, ["collect"], 2, Machines.of({}))
@@ -261,15 +251,14 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from launcher import torchrun
-from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder
 torchrun.PIPELINE = "ranks_launch"
 try:
-    sys.exit(torchrun.start_ranks(RunFolder(Path(sys.argv[1])), [sys.argv[2]], 2, 0, torchrun.Machines()))
-except UserError as error:
-    sys.exit(f"user: {error}")
+    outcome = torchrun.start_ranks(RunFolder(Path(sys.argv[1])), [sys.argv[2]], 2, 0, torchrun.Machines())
 except KeyboardInterrupt:
     sys.exit("stopped")
+if outcome.kind != "done":
+    sys.exit(f"{outcome.kind}: {outcome.message}")
 """
 
 
@@ -309,7 +298,7 @@ def test_a_signal_lets_the_ranks_save(number: signal.Signals, tmp_path: Path) ->
     _, errors = launched.communicate(timeout=120)
     assert launched.returncode == 1
     assert "saved" in errors
-    assert "the same command goes on from there" in errors
+    assert "interrupted: " in errors
     assert len(list((tmp_path / "logs").glob("failure-rank-*.json"))) == 2
 
 
@@ -338,16 +327,15 @@ def test_ranks_end_with_a_killed_launcher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "code", "message"),
-    [("die", 1, "rank 1 was ended by SIGKILL"), ("refuse", 1, "user: line 3: mend it")],
+    ("stage", "message"),
+    [("die", "killed: rank 1: was ended by SIGKILL"), ("refuse", "user: line 3: mend it")],
 )
-def test_the_first_failure_is_told(stage: str, code: int, message: str, tmp_path: Path) -> None:
+def test_the_first_failure_is_told(stage: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
-    stale = {"time": 0.0, "kind": "user", "message": "of the run before", "traceback": ""}
-    (tmp_path / "logs" / "failure-rank-7.json").write_text(json.dumps(stale))
+    publish_failure(tmp_path / "logs", Failure(7, "user", "of the run before", time=0.0))
     launched = launch(tmp_path, stage)
     _, errors = launched.communicate(timeout=120)
-    assert launched.returncode == code
+    assert launched.returncode == 1
     assert message in errors.splitlines()[-1]
     assert "of the run before" not in errors
 
@@ -355,8 +343,8 @@ def test_the_first_failure_is_told(stage: str, code: int, message: str, tmp_path
 def test_user_errors_of_ranks_give_exit_code_2(
     asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def start_ranks(*_: object) -> int:
-        raise UserError("step 3: the loss is NaN")
+    def start_ranks(*_: object) -> Outcome:
+        return Outcome("user", "step 3: the loss is NaN")
 
     monkeypatch.setattr(torchrun, "start_ranks", start_ranks)
     with contextlib.chdir(tmp_path):

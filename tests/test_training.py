@@ -38,6 +38,8 @@ from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.training import checkpoints
 from plast_train.training.batches import load_image
+from plast_train.training.checkpoint_files import checkpoints as published
+from plast_train.training.checkpoint_files import step_name, verify
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.engine import learning_rate
 from plast_train.training.freezing_proof import describe_freezing, frozen_hashes, require_unchanged
@@ -61,8 +63,8 @@ def plan_of(run: Path, lvlm: Lvlm, config: Config) -> TrainingPlan:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Uninterrupted runs on two ranks: one of each ZeRO stage, one in bfloat16, one that meets a NaN,
-    two whose gradient is not finite."""
+    """Uninterrupted runs on two ranks: one of each ZeRO stage, one in bfloat16, one that meets a NaN, two
+    whose gradient is not finite and one that cannot save."""
     folder = tmp_path_factory.mktemp("training")
     base = make_base(folder)
     made = {
@@ -76,6 +78,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         config = make_config(every_steps=1, deepspeed=name, dtype="bfloat16", max_steps=SHORT)
         made[f"infinite_{name}"] = make_run(folder / f"infinite-{name}", base, config)
         (made[f"infinite_{name}"] / "infinite_gradient.txt").write_text(str(INFINITE))
+    made["unwritable"] = make_run(folder / "unwritable", base, make_config())
+    (made["unwritable"] / "checkpoints").write_text("where a folder should be")
     train_runs(2, list(made.values()))
     return SimpleNamespace(folder=folder, base=base, nan_step=step, nan_record=number, **made)
 
@@ -107,7 +111,7 @@ def resumed(runs: SimpleNamespace) -> SimpleNamespace:
     folder = runs.folder
     killed = make_run(folder / "killed", runs.base, make_config())
     stop_at(killed, 3, lambda ranks: ranks[1].send_signal(signal.SIGUSR1))
-    saved_by_signal = checkpoints.checkpoints(killed / "checkpoints")[0].name
+    saved_by_signal = published(killed / "checkpoints")[0].name
     stop_at(killed, random.randrange(7, 15), lambda ranks: [rank.kill() for rank in ranks])
 
     one = continue_run(runs.zero2, folder / "one", [10], recompute=True)
@@ -142,7 +146,7 @@ def stop_at(run: Path, step: int, stop: Any) -> None:
 
 def tear(run: Path) -> None:
     """Breaks the three newest of a run's four checkpoints, each in another way."""
-    newest, second, third, _ = checkpoints.checkpoints(run / "checkpoints")
+    newest, second, third, _ = published(run / "checkpoints")
     shard = newest / "shard-00001-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -194,7 +198,7 @@ def test_zero_follows_plain_torch(runs: SimpleNamespace, plain: Any, stage: str)
     assert expected[-1] < 0.8 * expected[0], "the model must learn, or the comparison says little"
     assert len(losses(run)) == STEPS
     assert relative_difference(losses(run), expected) < 1e-4
-    masters = checkpoints.load_masters(run / "checkpoints" / checkpoints.step_name(STEPS))
+    masters = checkpoints.load_masters(run / "checkpoints" / step_name(STEPS))
     assert masters.keys() == weights.keys()
     for name, weight in weights.items():
         assert torch.allclose(masters[name], weight, atol=1e-3), name
@@ -235,8 +239,8 @@ def test_nan_stops_the_run_and_names_records_and_checkpoint(runs: SimpleNamespac
     message = (runs.nan / "UserError.txt").read_text()
     assert f"step {runs.nan_step} is nan" in message
     assert f"record-{runs.nan_record}" in message
-    last = checkpoints.checkpoints(runs.nan / "checkpoints")[0]
-    assert last.name == checkpoints.step_name(runs.nan_step - 1) and str(last) in message
+    last = published(runs.nan / "checkpoints")[0]
+    assert last.name == step_name(runs.nan_step - 1) and str(last) in message
     assert all(tensor.isfinite().all() for tensor in checkpoints.load_masters(last).values())
     assert len(metrics(runs.nan)) == runs.nan_step - 1
 
@@ -259,9 +263,15 @@ def test_an_infinite_gradient_stops_the_run_before_the_step(runs: SimpleNamespac
     assert len(metrics(run)) == INFINITE - 1
 
 
+def test_a_failed_save_ends_the_run_on_all_ranks(runs: SimpleNamespace) -> None:
+    message = (runs.unwritable / "UserError.txt").read_text()
+    assert "rank 0 cannot write the checkpoint" in message and "File exists" in message
+    assert 5 <= len(metrics(runs.unwritable)) <= 10  # saved behind the loop, it fails before the next save
+
+
 def same_end(run: Path, reference: Path, step: int) -> bool:
     found, expected = (
-        checkpoints.load_masters(r / "checkpoints" / checkpoints.step_name(step)) for r in (run, reference)
+        checkpoints.load_masters(r / "checkpoints" / step_name(step)) for r in (run, reference)
     )
     return found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
@@ -291,13 +301,13 @@ def test_other_ranks_and_stages_go_on_with_the_curve(
     run = getattr(resumed, name)
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert relative_difference(losses(run), losses(runs.zero2)) < 1e-3
-    manifest = checkpoints.verify(run / "checkpoints" / checkpoints.step_name(STEPS))
+    manifest = verify(run / "checkpoints" / step_name(STEPS), print)
     expected = {"one": (1, 2), "two": (2, 2), "three": (2, 3)}[name]
     assert (manifest["world_size"], manifest["zero_stage"]) == expected
 
 
 def test_broken_checkpoints_are_skipped(runs: SimpleNamespace, resumed: SimpleNamespace) -> None:
-    assert f"resumed from {resumed.torn / 'checkpoints' / checkpoints.step_name(5)}" in resumed.terminal
+    assert f"resumed from {resumed.torn / 'checkpoints' / step_name(5)}" in resumed.terminal
     for step, problem in ((20, "SHA-256"), (15, "has 1000 bytes"), (10, "is missing")):
         line = next(
             x for x in resumed.terminal.splitlines() if f"torn/checkpoints/step-{step:08d} is skip" in x
@@ -313,7 +323,7 @@ def test_another_base_is_refused(resumed: SimpleNamespace) -> None:
 
 def test_changed_settings_train_anew_and_keep_the_old(resumed: SimpleNamespace) -> None:
     assert "train.learning_rate 0.005 → 0.006" in resumed.terminal
-    assert (resumed.faster / "checkpoints-before-1" / checkpoints.step_name(10)).is_dir()
+    assert (resumed.faster / "checkpoints-before-1" / step_name(10)).is_dir()
     assert [line["step"] for line in metrics(resumed.faster)] == [1, 2]
 
 

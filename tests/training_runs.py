@@ -21,7 +21,7 @@ from plast_train.lvlm.loading import describe_base
 from plast_train.lvlm.tiny.architecture import TinySizes
 from plast_train.lvlm.tiny.base import make_tiny
 from plast_train.lvlm.tiny.tokenizer import train_tokenizer
-from plast_train.training.checkpoints import checkpoints, step_name
+from plast_train.training.checkpoint_files import checkpoints, step_name
 
 LANGUAGES = ["en", "de", "pt"]
 STEPS = 20

@@ -109,6 +109,7 @@ def _count_rows(
             if stop or ranks.broadcast(parts.age() > 60 * context.config.checkpoint.every_minutes):
                 parts.publish(counts)
             if stop:
+                ranks.barrier()  # torchrun kills the ranks that still write soon after the first ends
                 raise Interrupted(
                     f"collect: stopped by a signal after {progress.done} of {len(numbers)} records"
                 )

@@ -7,14 +7,13 @@ bytes it needs. `manifest.json`, written last, makes the folder a checkpoint.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -24,13 +23,25 @@ from torch.nn import Parameter
 
 from plast_train.distributed import Ranks
 from plast_train.errors import UserError
-from plast_train.run_folder import publish_folder, sha256_of, sync_file, sync_folder, to_json
+from plast_train.run_folder import publish_folder, sha256_of, sync_file
+from plast_train.training.checkpoint_files import (
+    FORMAT,
+    MANIFEST,
+    BrokenCheckpoint,
+    Patience,
+    checkpoints,
+    has_bytes,
+    manifest_text,
+    newest_valid,
+    read_sizes,
+    shard_name,
+    step_name,
+    verify,
+)
 from plast_train.training.checkpoint_size import checkpoint_bytes
 from plast_train.training.partitions import owned_ranges, publish_masters, set_adam_step
 
-FORMAT = 1
-_STEP_FOLDER = re.compile(r"step-\d{8}")
-_SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.safetensors")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,20 +67,47 @@ class Snapshot:
     tensors: dict[str, torch.Tensor]
 
 
-def snapshot(engine: DeepSpeedEngine, parameters: dict[str, Parameter], step: int) -> Snapshot:
-    """Copies this rank's part to host memory; training may go on while it is written."""
-    tensors = {
-        f"{owned.name}@{owned.start}": torch.stack([view.cpu() for view in owned.views])
-        for owned in owned_ranges(engine, parameters)
-    }
+class Exchange(Protocol):
+    """What of `Ranks` saving needs."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world(self) -> int: ...
+    @property
+    def is_first(self) -> bool: ...
+    def gather(self, value: Any) -> list[Any]: ...
+
+
+def snapshot(
+    engine: DeepSpeedEngine,
+    parameters: dict[str, Parameter],
+    step: int,
+    memory: dict[str, torch.Tensor],
+) -> Snapshot:
+    """Copies this rank's part to host memory; training may go on while it is written.
+
+    `memory` is filled at the first call and written over at the next ones, which so neither allocate nor
+    touch fresh pages: the snapshot holds until then.
+    """
+    tensors = {}
+    on_gpu = engine.device.type == "cuda"
+    for owned in owned_ranges(engine, parameters):
+        key = f"{owned.name}@{owned.start}"
+        if key not in memory:
+            memory[key] = torch.empty(len(owned.views), owned.stop - owned.start, pin_memory=on_gpu)
+        tensors[key] = memory[key]
+        for copy, view in zip(memory[key], owned.views, strict=True):
+            copy.copy_(view, non_blocking=on_gpu)
     tensors["rng.cpu"] = torch.get_rng_state()
-    if engine.device.type == "cuda":
+    if on_gpu:
+        torch.cuda.synchronize(engine.device)
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     return Snapshot(step, engine.zero_optimization_stage(), tensors)
 
 
 def write(
-    snap: Snapshot, folder: Path, identity: Identity, settings: dict[str, Any], ranks: Ranks, keep: int
+    snap: Snapshot, folder: Path, identity: Identity, settings: dict[str, Any], ranks: Exchange, keep: int
 ) -> Path:
     """Publishes `folder/step-NNNNNNNN` from every rank's snapshot and deletes all but the newest `keep`.
 
@@ -80,13 +118,35 @@ def write(
     """
     final = folder / step_name(snap.step)
     temporary = folder / f".{final.name}.partial"
+    try:
+        _write(snap, temporary, final, identity, settings, ranks)
+    except Exception:
+        if ranks.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)  # a full disk is needed for other things
+        raise
     if ranks.is_first:
-        room = checkpoint_bytes(identity.elements, ranks.world)
-        _all_or_none(ranks, lambda: _make_empty(temporary, room))
-    else:
-        _all_or_none(ranks, lambda: None)
-    name = f"shard-{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
-    files = _all_or_none(ranks, lambda: {name: _write_shard(temporary / name, snap.tensors)})
+        _delete_old(final, keep)
+    return final
+
+
+def _write(
+    snap: Snapshot,
+    temporary: Path,
+    final: Path,
+    identity: Identity,
+    settings: dict[str, Any],
+    ranks: Exchange,
+) -> None:
+    def on_first(action: Callable[[], Any]) -> None:
+        _all_or_none(ranks, "write the checkpoint", action if ranks.is_first else lambda: None)
+
+    on_first(lambda: _make_empty(temporary, checkpoint_bytes(identity.elements, ranks.world)))
+    name = shard_name(ranks.rank, ranks.world)
+    files = _all_or_none(
+        ranks,
+        "write its part of the checkpoint",
+        lambda: {name: _write_shard(temporary / name, snap.tensors)},
+    )
     manifest = {
         "format": FORMAT,
         "step": snap.step,
@@ -99,70 +159,19 @@ def write(
         "settings": settings,
         "files": {key: entry for part in files for key, entry in part.items()},
     }
+    on_first(lambda: _publish(temporary, final, manifest))
+
+
+def settle(folder: Path, ranks: Ranks) -> None:
+    """Waits until rank 0, which decides where to go on from, sees the newest checkpoint that any rank sees,
+    and removes what killed runs left."""
+    names = [name for part in ranks.gather([p.name for p in checkpoints(folder)[:1]]) for name in part]
     if ranks.is_first:
-        _all_or_none(ranks, lambda: _publish(temporary, final, manifest, keep))
-    else:
-        _all_or_none(ranks, lambda: None)
-    return final
-
-
-def step_name(step: int) -> str:
-    """The folder name of the checkpoint after `step` steps."""
-    return f"step-{step:08d}"
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The published checkpoints, newest first, without looking into them."""
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if _STEP_FOLDER.fullmatch(p.name)), reverse=True)
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Raises ValueError for one that is missing, torn or of another format."""
-    try:
-        manifest: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"manifest.json cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise ValueError("manifest.json is torn") from None
-    if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_hash(manifest):
-        raise ValueError("manifest.json does not have the SHA-256 that it gives itself")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"manifest.json is of format {manifest['format']}, not {FORMAT}")
-    if checkpoint.name != step_name(manifest["step"]):
-        raise ValueError(f"manifest.json is that of {step_name(manifest['step'])}")
-    return manifest
-
-
-def verify(checkpoint: Path) -> dict[str, Any]:
-    """The manifest, after comparing every file's size and SHA-256 with it.
-
-    Raises:
-        ValueError: what is wrong, naming the file.
-    """
-    manifest = read_manifest(checkpoint)
-    for name, entry in manifest["files"].items():
-        path = checkpoint / name
-        if not _SHARD.fullmatch(name):
-            raise ValueError(f"manifest.json names a file that is no shard: {name!r}")
-        if not path.is_file():
-            raise ValueError(f"{name} is missing")
-        if path.stat().st_size != entry["size"]:
-            raise ValueError(f"{name} has {path.stat().st_size} bytes instead of {entry['size']}")
-        if sha256_of(path) != entry["sha256"]:
-            raise ValueError(f"{name} does not have the SHA-256 that the manifest gives")
-    return manifest
-
-
-def newest_valid(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, with its manifest; each broken one is named to `warn`."""
-    for path in checkpoints(folder):
-        try:
-            return path, verify(path)
-        except ValueError as error:
-            warn(f"WARNING: checkpoint {path} is skipped for the one before: {error}")
-    return None
+        if names:
+            path = folder / max(names) / MANIFEST
+            Patience(ranks.say).until(lambda: has_bytes(path, 1), path)
+        _sweep(folder)
+    ranks.barrier()
 
 
 def choose(folder: Path, identity: Identity, settings: dict[str, Any], ranks: Ranks) -> Path | None:
@@ -191,7 +200,7 @@ def restore(checkpoint: Path, engine: DeepSpeedEngine, parameters: dict[str, Par
     On the same ranks and ZeRO stage every bit is as it was, the random states included; on others the
     masters and moments are, and the random states are left as they are.
     """
-    manifest = read_manifest(checkpoint)
+    manifest = _all_or_none(ranks, f"read {checkpoint}", lambda: _seen(checkpoint))[ranks.rank]
     wanted = {owned.name: owned for owned in owned_ranges(engine, parameters)}
     missing = sum(owned.stop - owned.start for owned in wanted.values())
     for name, start, part in _stored_ranges(checkpoint, manifest):
@@ -220,8 +229,8 @@ def load_masters(checkpoint: Path) -> dict[str, torch.Tensor]:
         UserError: the checkpoint is torn or corrupt.
     """
     try:
-        manifest = verify(checkpoint)
-    except ValueError as error:
+        manifest = verify(checkpoint, log.warning)
+    except BrokenCheckpoint as error:
         raise UserError(f"{checkpoint}: {error}") from None
     masters = {name: torch.empty(shape) for name, shape in manifest["parameters"].items()}
     missing = sum(tensor.numel() for tensor in masters.values())
@@ -244,14 +253,8 @@ def _stored_ranges(checkpoint: Path, manifest: dict[str, Any]) -> Iterator[tuple
                     yield name, int(start), shard.get_slice(key)
 
 
-def _manifest_hash(manifest: dict[str, Any]) -> str:
-    content = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _restore_random_state(checkpoint: Path, ranks: Ranks) -> None:
-    name = f"shard-{ranks.rank:05d}-of-{ranks.world:05d}.safetensors"
-    with safe_open(checkpoint / name, framework="pt") as shard:
+    with safe_open(checkpoint / shard_name(ranks.rank, ranks.world), framework="pt") as shard:
         torch.set_rng_state(shard.get_tensor("rng.cpu"))
         if ranks.device.type == "cuda" and "rng.cuda" in shard.keys():  # noqa: SIM118
             torch.cuda.set_rng_state(shard.get_tensor("rng.cuda"))
@@ -277,24 +280,32 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
     return ", ".join(f"{key} {before.get(key)} → {now.get(key)}" for key in keys)
 
 
-def _all_or_none(ranks: Ranks, action: Callable[[], Any]) -> list[Any]:
-    """Every rank's result of `action`; if it fails on one rank, UserError on all of them."""
-    result, problem = None, None
+def _all_or_none(ranks: Exchange, doing: str, action: Callable[[], Any]) -> list[Any]:
+    """Every rank's result of `action`; if it fails on one rank, an error on all of them: UserError for what
+    the machine refuses, RuntimeError for a defect."""
+    result, problem, defect = None, None, None
     try:
         result = action()
-    except (OSError, SafetensorError) as error:
-        problem = f"rank {ranks.rank} cannot write its part of the checkpoint: {error}"
-    problems = [p for p in ranks.gather(problem) if p is not None]
-    if problems:
-        raise UserError(f"{problems[0]}; mend it and run the same command again")
-    return ranks.gather(result)
+    except (OSError, SafetensorError, BrokenCheckpoint) as error:
+        problem = f"rank {ranks.rank} cannot {doing}: {error}"
+    except Exception as error:
+        defect = error
+        problem = f"rank {ranks.rank} failed to {doing}: {error!r}"
+    outcomes = ranks.gather((problem, defect is not None, result))
+    if defect is not None:
+        raise defect
+    for problem, is_defect, _ in outcomes:
+        if problem is not None and is_defect:
+            raise RuntimeError(problem)
+        if problem is not None:
+            raise UserError(f"{problem}; mend it and run the same command again")
+    return [result for _, _, result in outcomes]
 
 
 def _make_empty(folder: Path, room: int) -> None:
     """Makes the folder anew, removes what killed runs left beside it, and sees that `room` bytes are free."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(".step-*"):
-        shutil.rmtree(leftover)
+    _sweep(folder.parent)
     folder.mkdir()
     free = shutil.disk_usage(folder).free
     if free < room:
@@ -302,20 +313,45 @@ def _make_empty(folder: Path, room: int) -> None:
 
 
 def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    if not Patience(log.warning).until(path.parent.is_dir, path.parent):
+        raise OSError(f"{path.parent}, made by rank 0, is not to be seen: do all machines share this folder?")
     save_file(tensors, path)
     sync_file(path)
     return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _publish(temporary: Path, final: Path, manifest: dict[str, Any], keep: int) -> None:
-    path = temporary / "manifest.json"
-    path.write_text(to_json(manifest | {"sha256": _manifest_hash(manifest)}), encoding="utf-8")
+def _publish(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
+    patience = Patience(log.warning)
+    for name, entry in manifest["files"].items():
+        path, size = temporary / name, entry["size"]
+        if not patience.until(partial(has_bytes, path, size), path):
+            raise OSError(
+                f"{path}, written by another rank, is not to be seen: do all machines share this folder?"
+            )
+    path = temporary / MANIFEST
+    path.write_text(manifest_text(manifest), encoding="utf-8")
     sync_file(path)
     publish_folder(temporary, final)
+
+
+def _delete_old(final: Path, keep: int) -> None:
     # A later one can only be a broken one that was skipped; it must not push a whole one out.
     for old in [p for p in checkpoints(final.parent) if p.name <= final.name][keep:]:
-        # Never half a checkpoint under a checkpoint's name.
-        doomed = old.with_name(f".{old.name}.deleted")
-        old.rename(doomed)
-        shutil.rmtree(doomed)
-    sync_folder(final.parent)
+        try:
+            # Never half a checkpoint under a checkpoint's name.
+            doomed = old.with_name(f".{old.name}.deleted")
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning("%s cannot be deleted: %s", old, error)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what is no checkpoint: parts of unfinished ones, and deleted ones."""
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _seen(checkpoint: Path) -> dict[str, Any]:
+    """The manifest, once this rank's machine shows all of the checkpoint that rank 0 verified."""
+    return read_sizes(checkpoint, Patience(log.warning))

@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 
 from plast_train.context import Context
-from plast_train.errors import UserError
+from plast_train.distributed import stop_requested
+from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
 from plast_train.run_folder import publish_folder, sync_file
-from plast_train.training.checkpoints import checkpoints, load_masters, read_manifest
+from plast_train.training.checkpoint_files import checkpoints, read_manifest
+from plast_train.training.checkpoints import load_masters
 from plast_train.training.model_card import model_card
 
 # Everything of a base that is not weights and that transformers reads, and its licence.
@@ -32,6 +34,7 @@ def export(context: Context) -> list[Path]:
 
     Raises:
         UserError: on every rank; no whole checkpoint, or one of another base.
+        Interrupted: on every rank; a stop signal came.
     """
     context.ranks.on_first(lambda: _export(context))
     return [context.run.export]
@@ -129,6 +132,7 @@ def _copy(source: Path, target: Path) -> str:
     digest = hashlib.sha256()
     with source.open("rb") as reader, target.open("wb") as writer:
         while chunk := reader.read(_CHUNK):
+            _stop_if_asked()
             digest.update(chunk)
             writer.write(chunk)
     return digest.hexdigest()
@@ -156,8 +160,14 @@ def _same_bytes(one: Path, other: Path, start: int, stop: int) -> bool:
         a.seek(start)
         b.seek(start)
         while start < stop:
+            _stop_if_asked()
             size = min(_CHUNK, stop - start)
             if a.read(size) != b.read(size):
                 return False
             start += size
     return True
+
+
+def _stop_if_asked() -> None:
+    if stop_requested():
+        raise Interrupted("export: stopped by a signal; it is begun anew")

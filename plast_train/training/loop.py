@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,9 +25,8 @@ from plast_train.training.engine import learning_rate, set_learning_rate
 from plast_train.training.flops import ModelShape, step_flops
 from plast_train.training.freezing_proof import require_gradients
 from plast_train.training.meters import Meters, rates
+from plast_train.training.saver import Saver
 from plast_train.training.validation import Validation
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -48,17 +45,19 @@ class Training:
     identity: checkpoints.Identity
     settings: dict[str, Any]
     shape: ModelShape
-    last_checkpoint: Path | None = None
+    saver: Saver
 
 
 def run_loop(training: Training, start: int) -> None:
     """Trains from after `start` steps to the plan's end.
 
     Raises:
-        UserError: the loss or the gradient is not finite; the checkpoints are as before that step.
-        Interrupted: a stop signal came; a checkpoint was saved.
+        UserError: the loss or the gradient is not finite, or a checkpoint could not be written; the
+            checkpoints published before are there.
+        Interrupted: a stop signal came; a checkpoint was published.
     """
     ranks, engine, config, total = training.ranks, training.engine, training.config, len(training.plan.steps)
+    saver = training.saver
     meters = Meters(training.run.metrics, training.run.tensorboard, start) if ranks.is_first else None
     saved_at = began = time.monotonic()
     with ranks.progress("train", total, "steps", done=start) as progress:
@@ -81,31 +80,26 @@ def run_loop(training: Training, start: int) -> None:
             progress.add(1, f"loss {loss:.4f}")
 
             stop = ranks.should_stop()
-            minutes = ranks.broadcast((time.monotonic() - saved_at) / 60)
-            due = step % config.checkpoint.every_steps == 0 or minutes >= config.checkpoint.every_minutes
-            if due or stop or step == total:
-                save(training, step)
+            due, failed = _on_any(
+                ranks, time.monotonic() - saved_at >= 60 * config.checkpoint.every_minutes, saver.failed
+            )
+            if failed:
+                saver.wait()  # raises, on every rank
+            if due or stop or step == total or step % config.checkpoint.every_steps == 0:
+                saver.save(engine, training.trained, step)
                 saved_at = time.monotonic()
             if stop and step < total:
-                raise Interrupted(
-                    f"stopped after step {step} of {total}, saved in {training.last_checkpoint}"
-                )
+                saver.wait()
+                raise Interrupted(f"stopped after step {step} of {total}, saved in {saver.last}")
             began = time.monotonic()
+    saver.close()
     if meters is not None:
         meters.close()
 
 
-def save(training: Training, step: int) -> None:
-    snap = checkpoints.snapshot(training.engine, training.trained, step)
-    training.last_checkpoint = checkpoints.write(
-        snap,
-        training.run.checkpoints,
-        training.identity,
-        training.settings,
-        training.ranks,
-        training.config.checkpoint.keep,
-    )
-    log.info("saved %s", training.last_checkpoint)
+def _on_any(ranks: Ranks, *flags: bool) -> list[bool]:
+    """Each flag, on every rank alike: true if it is true on any."""
+    return [bool(count) for count in ranks.sum(torch.tensor(flags, dtype=torch.int32))]
 
 
 def _forward_backward(training: Training, step: int, batch: Batch) -> float:
@@ -119,6 +113,7 @@ def _forward_backward(training: Training, step: int, batch: Batch) -> float:
         loss = token_losses(engine, training.lvlm, row).sum()
         engine.backward(loss * (weight if row.counts else 0.0))
         sums.append(loss.detach())
+        ranks.alive()
         if number + 1 < len(batch.rows):
             engine.step()  # only counts the micro-step
     counted = [
@@ -151,7 +146,8 @@ def _record_ids(training: Training, rows: list[Row]) -> list[str]:
 
 
 def _not_finite(training: Training, what: str, ids: list[str]) -> str:
-    last = training.last_checkpoint or "none, the base is unchanged"
+    training.saver.wait()
+    last = training.saver.last or "none, the base is unchanged"
     return (
         f"{what}; records {', '.join(ids)}; last good checkpoint: {last}. "
         f"Lower train.learning_rate ({training.config.train.learning_rate}) or look at these records"

@@ -21,7 +21,7 @@ from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
 from plast_train.lvlm.loading import Lvlm
 from plast_train.run_folder import publish_text, read_json, to_json
 from plast_train.stages import settings_of
-from plast_train.training import checkpoints
+from plast_train.training import checkpoint_files, checkpoints
 from plast_train.training.engine import build_engine
 from plast_train.training.flops import shape_of as model_shape
 from plast_train.training.freezing_proof import (
@@ -32,6 +32,7 @@ from plast_train.training.freezing_proof import (
     shape_of,
 )
 from plast_train.training.loop import Training, run_loop
+from plast_train.training.saver import Saver
 from plast_train.training.validation import Validation
 
 
@@ -70,8 +71,8 @@ def train(context: Context) -> list[Path]:
     if ranks.is_first:
         publish_text(record, to_json(proof))
     _leave(training)
-    assert training.last_checkpoint is not None
-    return [training.last_checkpoint, run.metrics, record]
+    assert training.saver.last is not None
+    return [training.saver.last, run.metrics, record]
 
 
 def _prepare(
@@ -92,6 +93,8 @@ def _prepare(
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
+    identity = checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes)
+    settings = settings_of("train", config) | {"data": _digest(plan)}
     return Training(
         config=config,
         run=context.run,
@@ -102,22 +105,24 @@ def _prepare(
         validation=validation,
         engine=build_engine(lvlm.model, trained, config, ranks.world, micro_steps),
         trained=trained,
-        identity=checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes),
-        settings=settings_of("train", config) | {"data": _digest(plan)},
+        identity=identity,
+        settings=settings,
         shape=model_shape(lvlm.config),
+        saver=Saver(context.run.checkpoints, identity, settings, config.checkpoint.keep, ranks),
     )
 
 
 def _resume(training: Training) -> int:
     """The step to go on from, after loading the newest whole checkpoint if there is one."""
     ranks, folder = training.ranks, training.run.checkpoints
+    checkpoints.settle(folder, ranks)
     if ranks.is_first:
         _set_aside(training, folder)
     ranks.barrier()
     found = checkpoints.choose(folder, training.identity, training.settings, ranks)
     if found is None:
         return 0
-    training.last_checkpoint = found
+    training.saver.last = found
     step = checkpoints.restore(found, training.engine, training.trained, ranks)
     ranks.say(f"resumed from {found} (step {step} of {len(training.plan.steps)})")
     return step
@@ -148,9 +153,9 @@ def _set_aside(training: Training, folder: Path) -> None:
 
 def _readable(folder: Path) -> Iterator[dict[str, Any]]:
     """The manifests that can be read, newest first."""
-    for path in checkpoints.checkpoints(folder):
-        with suppress(ValueError):
-            yield checkpoints.read_manifest(path)
+    for path in checkpoint_files.checkpoints(folder):
+        with suppress(checkpoint_files.BrokenCheckpoint):
+            yield checkpoint_files.read_manifest(path)
 
 
 @contextmanager

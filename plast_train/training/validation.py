@@ -37,6 +37,7 @@ class Validation:
         for dealt in deal(self.rows, self.ranks.rank, self.ranks.world):
             row = load_row(dealt, self.lvlm)
             losses = token_losses(self.lvlm.model, self.lvlm, row).cpu()
+            self.ranks.alive()
             if not row.counts:
                 continue
             start = 0

@@ -1,0 +1,64 @@
+"""What a rank writes down when it ends early. Exit codes of ranks are lost on their way through torchrun, so
+the launchers of all machines read these notes in the run folder instead."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from plast_train.run_folder import publish_text, to_json
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A rank's end before its time.
+
+    `kind` is interrupted, user, hang, killed or defect. `in_exchange`: the rank was exchanging with others,
+    so its failure may well follow from another rank's. `where` is its place in the program.
+    """
+
+    rank: int
+    kind: str
+    message: str
+    stage: str | None = None
+    in_exchange: bool = False
+    where: str = ""
+    traceback: str = ""
+    time: float = field(default_factory=time.time)
+
+
+def note_path(logs: Path, rank: int) -> Path:
+    return logs / f"failure-rank-{rank}.json"
+
+
+def stacks_path(logs: Path, rank: int) -> Path:
+    """Where a hung rank stood, thread by thread."""
+    return logs / f"stacks-rank-{rank}.txt"
+
+
+def publish_failure(logs: Path, failure: Failure) -> None:
+    """Raises OSError where the run folder cannot be written."""
+    publish_text(note_path(logs, failure.rank), to_json(asdict(failure)))
+
+
+def note_paths(logs: Path) -> list[Path]:
+    return sorted(logs.glob("failure-rank-*.json"))
+
+
+def read_failures(paths: list[Path]) -> list[Failure]:
+    """The notes; one that another machine does not show yet is left out."""
+    failures = []
+    for path in paths:
+        try:
+            failures.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+        except FileNotFoundError:
+            continue
+    return failures
+
+
+def first_failure(failures: list[Failure]) -> Failure | None:
+    """The one that the others follow from: failures in an exchange come last, whatever the clocks of other
+    machines say, and a killed rank, whose end its launcher notes late, first."""
+    return min(failures, key=lambda f: (f.in_exchange, f.kind != "killed", f.time), default=None)

@@ -1,0 +1,163 @@
+"""What a checkpoint is on disk, and whether it is whole.
+
+`manifest.json`, written last, lists every shard with size and SHA-256 and gives its own SHA-256. Imports no
+torch, so that the launcher can ask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from plast_train.run_folder import sha256_of, to_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+# NFS may go on showing a folder as it was for a minute (its `acdirmax`), Lustre and others for seconds.
+SECONDS_TO_SEE = 70.0
+_STEP_FOLDER = re.compile(r"step-\d{8}")
+_SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.safetensors")
+
+
+class BrokenCheckpoint(ValueError):
+    """A published checkpoint that is torn, corrupt or lacks a file. The message names the file."""
+
+
+class Patience:
+    """Bounded waiting for what a shared file system shows late: `SECONDS_TO_SEE` in all."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._left = say, SECONDS_TO_SEE
+
+    def until(self, seen: Callable[[], bool], path: Path) -> bool:
+        """Whether `seen` became true in time; `path` is what is looked for. Says what it waits for."""
+        if not seen() and self._left > 0:
+            self._say(
+                f"{path} is not all there yet; waiting up to {self._left:.0f} s, as a shared file system may "
+                "show it late"
+            )
+            began = time.monotonic()
+            while not seen() and time.monotonic() - began < self._left:
+                time.sleep(min(0.2, self._left))
+                with suppress(OSError):
+                    list(path.parent.iterdir())  # opening the folder makes NFS look again
+            self._left -= time.monotonic() - began
+        return seen()
+
+
+def step_name(step: int) -> str:
+    """The folder name of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
+def shard_name(rank: int, world: int) -> str:
+    return f"shard-{rank:05d}-of-{world:05d}.safetensors"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The published checkpoints, newest first, without looking into them. Steps tell which is newer: clocks
+    of machines differ, and a file system's times too."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _STEP_FOLDER.fullmatch(p.name)), reverse=True)
+
+
+def manifest_text(content: dict[str, Any]) -> str:
+    """The one text of a manifest with this content, which has no `sha256` yet."""
+    return to_json(content | {"sha256": _content_hash(content)})
+
+
+def read_manifest(checkpoint: Path, patience: Patience | None = None) -> dict[str, Any]:
+    """Raises BrokenCheckpoint for one that is missing, torn, changed or of another format."""
+    path = checkpoint / MANIFEST
+    if patience is not None:
+        patience.until(lambda: has_bytes(path, 1), path)
+    try:
+        text = path.read_bytes().decode()
+        manifest: dict[str, Any] = json.loads(text)
+    except OSError as error:
+        raise BrokenCheckpoint(f"{MANIFEST} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise BrokenCheckpoint(f"{MANIFEST} is torn") from None
+    if not isinstance(manifest, dict) or manifest.get("sha256") != _content_hash(manifest):
+        raise BrokenCheckpoint(f"{MANIFEST} does not have the SHA-256 that it gives itself")
+    if to_json(manifest) != text:  # white space is not in the hash
+        raise BrokenCheckpoint(f"{MANIFEST} was written over")
+    if manifest["format"] != FORMAT:
+        raise BrokenCheckpoint(f"{MANIFEST} is of format {manifest['format']}, not {FORMAT}")
+    if checkpoint.name != step_name(manifest["step"]):
+        raise BrokenCheckpoint(f"{MANIFEST} is that of {step_name(manifest['step'])}")
+    return manifest
+
+
+def read_sizes(checkpoint: Path, patience: Patience) -> dict[str, Any]:
+    """The manifest, after comparing every file's size with it.
+
+    Raises:
+        BrokenCheckpoint: what is wrong, naming the file.
+    """
+    manifest = read_manifest(checkpoint, patience)
+    for name, entry in manifest["files"].items():
+        if not _SHARD.fullmatch(name):
+            raise BrokenCheckpoint(f"{MANIFEST} names a file that is no shard: {name!r}")
+        _check_size(checkpoint / name, entry["size"], patience)
+    return manifest
+
+
+def verify(checkpoint: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The manifest, after comparing every file's size and SHA-256 with it. `say` hears of waiting for files.
+
+    Raises:
+        BrokenCheckpoint: what is wrong, naming the file.
+    """
+    return _verify(checkpoint, Patience(say))
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, with its manifest; each broken one is named to `warn`."""
+    patience = Patience(warn)
+    for path in checkpoints(folder):
+        try:
+            return path, _verify(path, patience)
+        except BrokenCheckpoint as error:
+            warn(f"WARNING: checkpoint {path} is skipped for the one before: {error}")
+    return None
+
+
+def has_bytes(path: Path, size: int) -> bool:
+    """Whether the file is there and has at least that many bytes."""
+    try:
+        return path.is_file() and path.stat().st_size >= size
+    except OSError:
+        return False
+
+
+def _check_size(path: Path, size: int, patience: Patience) -> None:
+    patience.until(lambda: has_bytes(path, size), path)
+    if not path.is_file():
+        raise BrokenCheckpoint(f"{path.name} is missing")
+    if path.stat().st_size != size:
+        raise BrokenCheckpoint(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
+
+
+def _verify(checkpoint: Path, patience: Patience) -> dict[str, Any]:
+    manifest = read_sizes(checkpoint, patience)
+    for name, entry in manifest["files"].items():
+        try:
+            found = sha256_of(checkpoint / name)
+        except OSError as error:
+            raise BrokenCheckpoint(f"{name} cannot be read ({error.strerror})") from None
+        if found != entry["sha256"]:
+            raise BrokenCheckpoint(f"{name} does not have the SHA-256 that the manifest gives")
+    return manifest
+
+
+def _content_hash(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

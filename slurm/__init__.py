@@ -1,0 +1,1 @@
+"""Slurm job scripts that come with the program."""
