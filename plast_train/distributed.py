@@ -56,8 +56,8 @@ class Ranks:
         if self.is_first:
             try:
                 outcome = (action(), None)
-            except (UserError, Interrupted) as error:
-                outcome = (None, error)
+            except (UserError, Interrupted) as refused:
+                outcome = (None, refused)
         result, error = self.broadcast(outcome)
         if error is not None:
             raise error

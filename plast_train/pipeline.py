@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from plast_train.activations.collect import collect
@@ -56,8 +57,7 @@ def run_stages(context: Context, stages: Sequence[str]) -> None:
         if ranks.should_stop():
             raise Interrupted(f"stopped by a signal before the stage {stage}")
         ranks.watchdog.stage = stage
-        done = ranks.on_first(lambda stage=stage: is_done(stage, context.config, context.run, context.base))
-        if done:
+        if ranks.on_first(partial(is_done, stage, context.config, context.run, context.base)):
             ranks.say(f"{stage}: done before, skipped")
         else:
             run_stage(context, stage)
