@@ -158,7 +158,7 @@ def _run_ranks(
     from launcher.doctor_ranks import ALL_SECONDS, PAIRS_SECONDS, local_ranks
 
     with local_ranks(plan, machines, len(facts["gpus"])) as ranks:
-        meeting.post("ended", ranks.end(plan["start_seconds"] + PAIRS_SECONDS + ALL_SECONDS))
+        meeting.post("ended", ranks.end(meeting, plan["start_seconds"] + PAIRS_SECONDS + ALL_SECONDS))
 
 
 def _lead(meeting: Meeting, machines: Machines, presence: Presence, wait: int) -> Result:
@@ -219,7 +219,7 @@ def _lead_ranks(meeting: Meeting, machines: Machines, plan: Mapping[str, Any], r
 
     with local_ranks(plan, machines, len(result.facts[0]["gpus"])) as ranks:
         told = hear_ranks(meeting, ranks, plan["start_seconds"] + PAIRS_SECONDS)
-        meeting.post("ended", ranks.end(ALL_SECONDS))
+        meeting.post("ended", ranks.end(meeting, ALL_SECONDS))
     told.errors = meeting.gather("ended", ALL_SECONDS)
     told.all = meeting.known("all")
     result.findings += rank_findings(result.facts, told)

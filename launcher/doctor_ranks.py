@@ -53,12 +53,14 @@ class LocalRanks:
             if rank.poll()
         ]
 
-    def end(self, seconds: float) -> list[str]:
-        """Waits that long for the ranks, or for one that fails, and kills the rest. What was wrong."""
-        end = time.monotonic() + seconds
-        while self._running() and not self.failed() and time.monotonic() < end:
+    def end(self, meeting: Meeting, seconds: float) -> list[str]:
+        """Waits that long for the ranks, or for one that fails, or until the first machine calls it off, and
+        kills the rest. What was wrong."""
+        end, called_off = time.monotonic() + seconds, False
+        while self._running() and not self.failed() and not called_off and time.monotonic() < end:
             time.sleep(0.1)
-        late = [f"local rank {number} did not end" for number in self._running()]
+            called_off = meeting.known("ranks/go") is False
+        late = [] if called_off else [f"local rank {number} did not end" for number in self._running()]
         errors = self.failed() or late
         self.kill()
         return errors

@@ -53,6 +53,8 @@ def all_reduce_line(facts: Facts, result: Mapping[str, Any] | None) -> str:
     if result is None:
         return "all-reduce: not measured"
     ranks = sum(own["ranks"] for own in facts.values())
+    if ranks == 1:
+        return "all-reduce: one rank has nothing to exchange"
     size, milliseconds = result["size"] / 2**20, 1000 * result["seconds"]
     return (
         f"all-reduce: {ranks} rank{'s' * (ranks > 1)}, {size:.0f} MiB in {milliseconds:.3g} ms, bus "

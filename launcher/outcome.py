@@ -99,11 +99,12 @@ def _hang(failures: list[Failure]) -> Outcome:
     failures = sorted(failures, key=lambda failure: failure.rank)
     culprits = [failure for failure in failures if not failure.in_exchange]
     named = ", ".join(f"rank {f.rank} at {f.where}" for f in culprits or failures)
-    others = len(failures) - len(culprits)
     if not culprits:
         why = "all ranks wait for each other"
+    elif len(culprits) < len(failures):
+        why = "the others wait in an exchange"
     else:
-        why = f"{others} others wait in an exchange" if others else "no rank waits for another"
+        why = "no rank waits for another"
     first = (culprits or failures)[0]
     message = f"{first.message}: {named}; {why}; the stacks are in logs/stacks-rank-*.txt"
     return Outcome("hang", message, culprits[0].rank if culprits else None, first.stage)

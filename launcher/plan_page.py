@@ -164,10 +164,14 @@ def _recommendation(plan: dict[str, Any]) -> str:
     machine = (
         f"Recommended for {options['gpus']} GPUs of {options['gpu_memory']:g} GB (plan.gpus, plan.gpu_memory)"
     )
-    if advice["deepspeed"] is None:
-        return "\n".join([machine, *_wrapped(advice["why"])])
-    chosen = f"train.deepspeed={advice['deepspeed']} train.recompute={str(advice['recompute']).lower()}"
-    return "\n".join([machine, f"  {chosen}", *_wrapped(advice["why"])])
+    lines = [machine]
+    if advice["deepspeed"] is not None:
+        recompute = str(advice["recompute"]).lower()
+        lines.append(f"  train.deepspeed={advice['deepspeed']} train.recompute={recompute}")
+    lines += _wrapped(advice["why"])
+    for name, text in advice["why_not"].items():
+        lines += _wrapped(f"not {Path(name).stem}: it {text}", "- ")
+    return "\n".join(lines)
 
 
 def _assumptions(plan: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from plast_train.config import Config
@@ -88,62 +89,98 @@ def times(
     return entries
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A DeepSpeed configuration on the given GPUs, an entry of `compare_settings`, with or without
+    recompute."""
+
+    entry: dict[str, Any]
+    recompute: bool
+
+    @property
+    def memory(self) -> dict[str, int]:
+        kept: dict[str, int] = self.entry["memory_with_recompute" if self.recompute else "memory"]
+        return kept
+
+    @property
+    def sent(self) -> int:
+        return sum(self.entry["traffic"].values())
+
+    @property
+    def cost(self) -> tuple[float, ...]:
+        """Least first: whole weights before partitioned ones, which travel every micro-step, and those before
+        weights on the host; within these, no recompute before recompute; then the fewest bytes sent; then the
+        least memory."""
+        partitioned = self.entry["zero_stage"] == 3
+        return (self.memory["host"] > 0, partitioned, self.recompute, self.sent, self.memory["peak"])
+
+    def why_not(self, chosen: Candidate) -> str:
+        """By the first thing in which this one costs more."""
+        texts = (
+            f"moves {_gib(self.memory['host'])} of weights and optimizer a rank to and from the host",
+            f"gathers the weights every micro-step and sends {_gb(self.sent)} a step, not {_gb(chosen.sent)}",
+            f"fits with recompute alone: {_gib(self.entry['memory']['peak'])} without",
+            f"sends {_gb(self.sent)} a step, not {_gb(chosen.sent)}",
+            f"sends as much and takes {_gib(self.memory['peak'])}, not {_gib(chosen.memory['peak'])}",
+        )
+        pairs = zip(texts, self.cost, chosen.cost, strict=True)
+        return next((text for text, own, others in pairs if own > others), "costs as much")
+
+
 def recommend(
     settings: Sequence[dict[str, Any]], training: TrainingWork, gpus: int, gigabytes: float
 ) -> dict[str, Any]:
-    """The DeepSpeed configuration, and whether to recompute, that cost least among those that fit: whole
-    weights before partitioned ones, which travel every micro-step, and those before weights on the host;
-    within these, no recompute before recompute; then the fewest bytes sent; then the least memory."""
-    fitting = []
-    for entry in settings:
-        if entry["ranks"] != gpus:
-            continue
-        sent = sum(entry["traffic"].values())
-        for recompute in (False, True):
-            memory = entry["memory_with_recompute" if recompute else "memory"]
-            if fits(memory["peak"], gigabytes):
-                key = (memory["host"] > 0, entry["zero_stage"] == 3, recompute, sent, memory["peak"])
-                fitting.append((key, entry, recompute, memory["peak"]))
+    """The DeepSpeed configuration, and whether to recompute, that cost least (`Candidate.cost`) among those
+    that fit `gpus` of that memory: `deepspeed`, `recompute` (both None where nothing fits), `why`, and
+    `why_not` by each other configuration."""
+    entries = [entry for entry in settings if entry["ranks"] == gpus]
+    fitting: dict[str, Candidate] = {}
+    for candidate in (Candidate(entry, recompute) for entry in entries for recompute in (True, False)):
+        if fits(candidate.memory["peak"], gigabytes):
+            fitting[candidate.entry["deepspeed"]] = candidate  # without recompute, where that fits
+    too_large = {
+        entry["deepspeed"]: f"takes {_gib(entry['memory_with_recompute']['peak'])} even with recompute"
+        for entry in entries
+        if entry["deepspeed"] not in fitting
+    }
     if not fitting:
-        smallest = min(
-            (e["memory_with_recompute"]["peak"], e["deepspeed"]) for e in settings if e["ranks"] == gpus
+        smallest = min((e["memory_with_recompute"]["peak"], e["deepspeed"]) for e in entries)
+        why = (
+            f"nothing fits {gigabytes:g} GB: {smallest[1]} with recompute still takes {_gib(smallest[0])}; "
+            f"lower train.tokens_per_row (a row has {training.longest_row:,} tokens) or take larger GPUs"
         )
-        return {
-            "deepspeed": None,
-            "recompute": None,
-            "why": f"nothing fits {gigabytes:g} GB: {smallest[1]} with recompute still takes "
-            f"{smallest[0] / GIB:.1f} GiB; lower train.tokens_per_row (a row has {training.longest_row:,} "
-            "tokens) or take larger GPUs",
-        }
-    _, entry, recompute, peak = min(fitting, key=lambda candidate: candidate[0])
+        return {"deepspeed": None, "recompute": None, "why": why, "why_not": too_large}
+    chosen = min(fitting.values(), key=lambda candidate: candidate.cost)
+    name = chosen.entry["deepspeed"]
+    others = {other: candidate.why_not(chosen) for other, candidate in fitting.items() if other != name}
     return {
-        "deepspeed": entry["deepspeed"],
-        "recompute": recompute,
-        "why": _why(settings, training, gpus, gigabytes, entry, recompute, peak),
+        "deepspeed": name,
+        "recompute": chosen.recompute,
+        "why": _why(chosen, training, gigabytes),
+        "why_not": others | too_large,
     }
 
 
-def _why(
-    settings: Sequence[dict[str, Any]],
-    training: TrainingWork,
-    gpus: int,
-    gigabytes: float,
-    entry: dict[str, Any],
-    recompute: bool,
-    peak: int,
-) -> str:
-    reasons = [f"{peak / GIB:.1f} GiB of {gigabytes:g} GB a rank"]
-    if entry["zero_stage"] < 3:
+def _why(chosen: Candidate, training: TrainingWork, gigabytes: float) -> str:
+    reasons = [f"{_gib(chosen.memory['peak'])} of {gigabytes:g} GB a rank"]
+    if chosen.memory["host"]:
+        reasons.append(f"it needs {_gib(chosen.memory['host'])} of host memory a rank")
+    if chosen.entry["zero_stage"] < 3:
         reasons.append("whole weights fit, so that only gradients and trained weights travel")
     else:
-        whole = min(
-            e["memory_with_recompute"]["peak"] for e in settings if e["ranks"] == gpus and e["zero_stage"] < 3
-        )
-        reasons.append(f"with whole weights a rank would take {whole / GIB:.1f} GiB")
-    if recompute:
+        reasons.append("whole weights do not fit, so that each rank holds a part of them")
+    if chosen.recompute:
         more = training.recompute_flops / training.useful_flops
-        without = entry["memory"]["peak"] / GIB
-        reasons.append(f"without recompute {without:.1f} GiB; it costs {more:.0%} more time")
+        without = _gib(chosen.entry["memory"]["peak"])
+        reasons.append(f"without recompute {without}; it costs {more:.0%} more time")
     else:
         reasons.append("activations fit, so nothing is recomputed")
     return "; ".join(reasons)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"

@@ -147,6 +147,8 @@ def _wait(agent: subprocess.Popen[bytes], notes: Notes) -> int:
                 return agent.wait(timeout=SECONDS_BETWEEN_SIGNALS if said else 0.2)
             if others.are_overdue():
                 _signal(agent, signal.SIGKILL)
+                agent.wait()
+                return 1  # that torchrun was killed says nothing of the failure
             if received.count(signal.SIGINT) > 1:
                 _signal(agent, signal.SIGKILL)
                 agent.wait()

@@ -127,7 +127,7 @@ def _in_group(
         timeout=timedelta(seconds=seconds),
     )
     try:
-        for kind in {"cpu", device.type}:
+        for kind in dict.fromkeys(("cpu", device.type)):  # in one order on all ranks
             _check_sum(rank, world, torch.device(kind))
         return _measure(world, device)
     finally:

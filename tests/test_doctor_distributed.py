@@ -255,7 +255,8 @@ if os.environ.get("TEST_CLOCK_AHEAD"):
     right = time.time
     time.time = lambda: right() + float(os.environ["TEST_CLOCK_AHEAD"])
 if os.environ.get("TEST_RANKS_FAIL") and "plast_train.cluster_check" in sys.orig_argv:
-    sys.exit("OSError: this rank has lost its GPU")
+    print("OSError: this rank has lost its GPU", file=sys.stderr, flush=True)
+    os._exit(1)
 """
 
 
@@ -356,8 +357,8 @@ def test_the_others_say_that_the_first_did_not_come(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_shared_hides_who_came(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 3)
-    nodes.start(1, "--wait", "20", out="another/RUN")
-    nodes.start(0, "--wait", "20")
+    nodes.start(1, "--wait", "30", out="another/RUN")
+    nodes.start(0, "--wait", "30")
     codes, outputs = nodes.end()
     assert codes == {0: 2, 1: 2}, outputs
     assert "node 3 of 3 (NODE_RANK=2) did not come" in outputs[0]

@@ -130,7 +130,7 @@ def test_a_rank_that_hangs_is_found_and_named(fault: str, asked: list[str], out:
     assert "nothing moved" in last
     place = "training/loop.py" if fault == "sleep" else "an unknown place (the system says: stopped)"
     assert f"rank 1 at {place}" in last
-    assert "1 others wait in an exchange" in last
+    assert "the others wait in an exchange" in last
     waiting, hung = (stacks_path(out / "logs", rank).read_text() for rank in (0, 1))
     assert "all_reduce" in waiting
     assert ("sleep_for_ever" if fault == "sleep" else "stopped") in hung

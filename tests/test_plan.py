@@ -130,24 +130,34 @@ def test_the_page_is_narrow_and_names_what_was_assumed(plans: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "gpus", "gigabytes", "deepspeed", "recompute"),
+    ("recipe", "gpus", "gigabytes", "deepspeed", "recompute", "not_this", "because"),
     [
-        ("llava15_7b", 8, 80, "zero2", False),
-        ("llava15_7b", 8, 24, "zero2", True),
-        ("llava15_7b", 2, 24, "zero3", True),
-        ("llava15_7b", 1, 24, "zero3_offload", False),
-        ("llava15_13b", 4, 40, "zero2", True),
-        ("llava15_13b", 8, 24, "zero3", True),
+        ("llava15_7b", 8, 80, "zero2", False, "zero1", "sends as much and takes"),
+        ("llava15_7b", 4, 80, "zero1", False, "zero2", "sends"),
+        ("llava15_7b", 8, 24, "zero2", True, "zero3", "gathers the weights every micro-step"),
+        ("llava15_7b", 2, 24, "zero3", True, "zero2", "even with recompute"),
+        ("llava15_7b", 1, 24, "zero3_offload", False, "zero3", "even with recompute"),
+        ("llava15_13b", 4, 40, "zero2", True, "zero3_offload", "from the host"),
+        ("llava15_13b", 8, 24, "zero3", True, "zero1", "even with recompute"),
     ],
 )
 def test_what_is_recommended(
-    plans: Any, recipe: str, gpus: int, gigabytes: float, deepspeed: str, recompute: bool
+    plans: Any,
+    recipe: str,
+    gpus: int,
+    gigabytes: float,
+    deepspeed: str,
+    recompute: bool,
+    not_this: str,
+    because: str,
 ) -> None:
     plan, _ = plans[recipe]
     work = {key: plan["training"][key] for key in TrainingWork.__dataclass_fields__}
     advice = recommend(plan["settings"], TrainingWork(**work), gpus, gigabytes)
     assert (advice["deepspeed"], advice["recompute"]) == (deepspeed, recompute)
     assert "GiB" in advice["why"]
+    assert set(advice["why_not"]) == {"zero1", "zero2", "zero3", "zero3_offload"} - {deepspeed}
+    assert because in advice["why_not"][not_this]
 
 
 def test_nothing_is_recommended_that_does_not_fit(plans: Any) -> None:
