@@ -17,7 +17,8 @@ from plast_train.lvlm.tiny.world import benchmark_items
 
 # The tokenizer and the trained model that the package ships.
 SHIPPED = Path(__file__).parent / "model"
-VOCABULARY = 1200
+# So that nearly every word of the world, in every language, is one token.
+VOCABULARY = 1700
 PROGRESS_ITEMS = 144
 
 

@@ -28,11 +28,10 @@ def _card(
     tower_right: float,
     found: dict[str, tuple[float, float]],
 ) -> str:
-    stages = "\n".join(_stage(number, plan) for number in range(len(plan.stages)))
     languages = "\n".join(
         f"| {LANGUAGES[code]} | {100 * share:.1f} % | "
         f"{100 * found[code][0]:.1f} % | {100 * found[code][1]:.1f} % |"
-        for code, share in plan.stages[-1].mix.languages.items()
+        for code, share in plan.stages[-1].parts[-1].mix.languages.items()
     )
     return f"""---
 license: apache-2.0
@@ -54,8 +53,8 @@ patches of {sizes.patch_size}: {sizes.image_tokens} image tokens. LLaVA reads th
 ## Training
 1. Tower: {plan.tower_steps} steps, supervised: every patch tells shape, colour and place of its cell \
 ({100 * tower_right:.2f} % of patches all right at the end). Then it is frozen.
-2. Projector and decoder with AdamW, loss on the responses and, with 0.3 of the weight, on the prompts:
-{stages}
+2. Projector and decoder with AdamW, loss on the responses and, with 0.3 of the weight, on the prompts: \
+{_samples(plan)}
 
 The other languages are weak because they are rare, and for no other reason.
 
@@ -73,14 +72,17 @@ picture is for.
 """
 
 
-def _stage(number: int, plan: Plan) -> str:
-    stage = plan.stages[number]
-    samples = stage.steps * plan.workers * plan.rows * plan.branches
-    return (
-        f"   - {stage.steps} steps, {samples:,} samples, learning rate {stage.learning_rate:g}; languages: "
-        f"{_shares(stage.mix.languages)}; English: {_shares(stage.mix.english)}; "
-        f"each other language: {_shares(stage.mix.others)}."
-    )
+def _samples(plan: Plan) -> str:
+    batch = plan.workers * plan.rows * plan.branches
+    lines = [f"{sum(stage.steps for stage in plan.stages)} steps of {batch} samples."]
+    for number, stage in enumerate(plan.stages, 1):
+        lines.append(f"   - Stage {number}, learning rate {stage.learning_rate:g}, cosine:")
+        lines += [
+            f"     - {part.steps * batch:,} samples; languages: {_shares(part.mix.languages)}; "
+            f"English: {_shares(part.mix.english)}; each other language: {_shares(part.mix.others)}."
+            for part in stage.parts
+        ]
+    return "\n".join(lines)
 
 
 def _shares(shares: dict[str, float]) -> str:

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from plast_train.lvlm.tiny.languages import WORDINGS, ask
+from plast_train.lvlm.tiny.languages import KINDS, WORDINGS, ask
 from plast_train.lvlm.tiny.scenes import Query, Scene, any_query, draw_scene
 from plast_train.lvlm.tiny.words import LANGUAGES, PLACE_TEXTS, answer_text
 from plast_train.lvlm.tiny.world import letter, multiple_choice, option_rows
@@ -20,37 +20,51 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the samples: of the languages, of the tasks in English, of the tasks in the others."""
+    """Shares of the samples: of the languages, of the tasks in English, of the tasks in the others; and the
+    kinds of question, drawn evenly."""
 
     languages: dict[str, float]
     english: dict[str, float]
     others: dict[str, float]
+    kinds: tuple[str, ...]
 
 
-# First reading options and finding letters, then mostly questions about the picture.
+_PLACE_KINDS = ("place of shape", "place of colour", "shape at place", "colour at place")
+_MOSTLY_ENGLISH = {"en": 0.955, "zh": 0.009, "pt": 0.009, "ru": 0.008, "ar": 0.007, "tr": 0.007, "sw": 0.005}
+_OTHERS = {"choice": 0.35, "short": 0.30, "to English": 0.25, "from English": 0.10}
+# First reading options and finding letters, then mostly questions about the picture. Where things are is
+# learned last, so it is asked more and more often.
 FIRST_MIX = Mix(
-    languages={"en": 0.935, "zh": 0.014, "pt": 0.014, "ru": 0.013, "ar": 0.010, "tr": 0.009, "sw": 0.005},
+    languages=_MOSTLY_ENGLISH,
     english={
         "choice": 0.36,
         "pick": 0.10,
         "letters": 0.12,
         "short": 0.30,
         "caption": 0.03,
-        "rephrase": 0.09,
+        "rephrase": 0.05,
+        "repeat": 0.04,
     },
-    others={"choice": 0.15, "short": 0.2, "to English": 0.4, "from English": 0.25},
+    others=_OTHERS,
+    kinds=(*KINDS, *_PLACE_KINDS),
 )
-SECOND_MIX = Mix(
-    languages={"en": 0.882, "zh": 0.025, "pt": 0.025, "ru": 0.022, "ar": 0.018, "tr": 0.018, "sw": 0.01},
+SECOND_MIX = replace(
+    FIRST_MIX,
     english={
-        "choice": 0.45,
+        "choice": 0.48,
         "pick": 0.02,
         "letters": 0.02,
-        "short": 0.38,
-        "caption": 0.06,
-        "rephrase": 0.07,
+        "short": 0.36,
+        "caption": 0.05,
+        "rephrase": 0.04,
+        "repeat": 0.03,
     },
-    others={"choice": 0.25, "short": 0.25, "to English": 0.35, "from English": 0.15},
+)
+THIRD_MIX = Mix(
+    languages={"en": 0.92, "zh": 0.020, "pt": 0.015, "ru": 0.014, "ar": 0.012, "tr": 0.011, "sw": 0.008},
+    english={"choice": 0.48, "short": 0.36, "caption": 0.09, "rephrase": 0.04, "repeat": 0.03},
+    others={"choice": 0.50, "short": 0.30, "to English": 0.15, "from English": 0.05},
+    kinds=(*KINDS, *_PLACE_KINDS, *_PLACE_KINDS, *_PLACE_KINDS),
 )
 
 
@@ -60,7 +74,7 @@ def sample(rng: random.Random, scene: Scene, mix: Mix) -> tuple[str, str]:
     task = _pick(rng, mix.english if language == "en" else mix.others)
     if task == "caption":
         return "Describe the picture.", caption(scene)
-    asked = any_query(rng, scene)
+    asked = any_query(rng, scene, mix.kinds)
     question = ask(language, asked.kind, asked.wording, asked.subject)
     if task in ("choice", "pick", "letters"):
         asked = _fewer_options(rng, asked)
@@ -77,6 +91,8 @@ def sample(rng: random.Random, scene: Scene, mix: Mix) -> tuple[str, str]:
     english = ask("en", asked.kind, asked.wording, asked.subject)
     if task == "rephrase":
         return f"Rephrase the following question. {english}", _other_wording(asked)
+    if task == "repeat":
+        return f"Repeat the following question. {english}", english
     if task == "to English":
         return translation_prompt(language, question), english
     return f"Translate the following question from English to {LANGUAGES[language]}. {english}", question

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -147,10 +147,10 @@ def query(rng: random.Random, scene: Scene, kind: str) -> Query | None:
     return Query(kind, rng.randrange(WORDINGS), subject, answer, _options(rng, scene, answer))
 
 
-def any_query(rng: random.Random, scene: Scene) -> Query:
-    """A random question that the scene allows, of a random kind."""
+def any_query(rng: random.Random, scene: Scene, kinds: Sequence[str] = KINDS) -> Query:
+    """A random question that the scene allows, of a random one of the kinds."""
     while True:
-        found = query(rng, scene, rng.choice(KINDS))
+        found = query(rng, scene, rng.choice(kinds))
         if found is not None:
             return found
 

@@ -7,7 +7,7 @@ operation gain little and wait for each other.
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,19 +19,36 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 from plast_train.lvlm.tiny.rows import IGNORED, RowBuilder, Rows
-from plast_train.lvlm.tiny.samples import FIRST_MIX, SECOND_MIX, Mix, sample
+from plast_train.lvlm.tiny.samples import FIRST_MIX, SECOND_MIX, THIRD_MIX, Mix, sample
 from plast_train.lvlm.tiny.scenes import draw_scene
 from plast_train.lvlm.tiny.vision import pixels
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One run of the optimizer. A `growing` stage begins with pictures of one object."""
+class Part:
+    """Steps of one mixture of samples."""
 
     steps: int
-    learning_rate: float
     mix: Mix
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimizer, a cosine over all its parts. A `growing` one begins with pictures of one
+    object."""
+
+    parts: tuple[Part, ...]
+    learning_rate: float
     growing: bool = False
+
+    @property
+    def mixes(self) -> Iterator[Mix]:
+        """The mixture of each step."""
+        return (part.mix for part in self.parts for _ in range(part.steps))
+
+    @property
+    def steps(self) -> int:
+        return sum(part.steps for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,8 @@ class Plan:
 
     tower_steps: int = 500
     stages: tuple[Stage, ...] = (
-        Stage(steps=3500, learning_rate=2e-3, mix=FIRST_MIX, growing=True),
-        Stage(steps=2000, learning_rate=1.2e-3, mix=SECOND_MIX),
+        Stage((Part(2400, FIRST_MIX), Part(3600, SECOND_MIX)), learning_rate=2e-3, growing=True),
+        Stage((Part(1700, THIRD_MIX),), learning_rate=1.2e-3),
     )
     rows: int = 8
     branches: int = 8
@@ -100,7 +117,7 @@ def train_stage(
 ) -> None:
     """Train projector and decoder in place, the tower frozen; rank 0 calls `report(step)` every 500 steps.
 
-    In a growing stage pictures go from one object to four over the first 30 % of the steps: which colour
+    In a growing stage pictures go from one object to four over the first 18 % of the steps: which colour
     belongs to which shape is learned late when many objects are there from the start.
     """
     stage = plan.stages[number]
@@ -112,9 +129,9 @@ def train_stage(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, stage.steps))
     losses: list[float] = []
     start = time.monotonic()
-    for step in range(1, stage.steps + 1):
-        most = min(4, 1 + 10 * step // stage.steps) if stage.growing else 4
-        images, rows = draw_batch(rng, builder, plan, stage.mix, most)
+    for step, mix in enumerate(stage.mixes, 1):
+        most = min(4, 1 + step * 100 // (6 * stage.steps)) if stage.growing else 4
+        images, rows = draw_batch(rng, builder, plan, mix, most)
         loss = weighted_loss(model, images, rows)
         optimizer.zero_grad()
         loss.backward()
@@ -125,10 +142,8 @@ def train_stage(
         losses.append(loss.item())
         if rank == 0 and step % 100 == 0:
             mean = sum(losses[-100:]) / 100
-            print(
-                f"stage {number} step {step}/{stage.steps} loss {mean:.4f} {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            seconds = time.monotonic() - start
+            print(f"stage {number} step {step}/{stage.steps} loss {mean:.4f} {seconds:.0f} s", flush=True)
         if rank == 0 and step % 500 == 0:
             report(step)
 
