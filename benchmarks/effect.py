@@ -21,7 +21,8 @@ from statistics import fmean
 
 from plast_train.evaluation.accuracies import ENGLISH, MEAN, accuracies, percent, points
 
-BENCHMARK, RULE = "tiny", "parrot2024"
+# The same items with translated options and with English ones.
+BENCHMARKS, RULE = ("tiny", "tiny-english-options"), "parrot2024"
 
 
 def main() -> None:
@@ -33,15 +34,16 @@ def main() -> None:
     arguments = parser.parse_args()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "deepspeed"))
     print(f"{platform.machine()}, {os.cpu_count()} cores, {arguments.nproc} ranks; {versions}")
-    print(f"{'layers':28} {'seed':>4} {'English':>22} {'mean of the others':>22}")
+    print(f"{'layers':28} {'seed':>4} {'English':>22} {'others':>22} {'others, English options':>23}")
     for strategy in ["recipe", *arguments.also]:
         changes = [one_run(arguments, strategy, seed) for seed in arguments.seeds]
-        english, others = (fmean(change) for change in zip(*changes, strict=True))
-        print(f"{strategy + ', mean of the seeds':28} {'':4} {english:+22.1f} {others:+22.1f}", flush=True)
+        means = [f"{fmean(change):+22.1f}" for change in zip(*changes, strict=True)]
+        print(f"{strategy + ', mean of the seeds':28} {'':4} {' '.join(means)}", flush=True)
 
 
-def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> tuple[float, float]:
-    """Runs one strategy and seed; returns the changes of English and of the others' mean, in points."""
+def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> list[float]:
+    """Runs one strategy and seed; returns the changes, in points, of English, of the others' mean, and of
+    that with English options."""
     out = arguments.out / f"{strategy}-{seed}"
     options = [f"seed={seed}", *selection(arguments, strategy, seed)]
     command = [
@@ -57,11 +59,12 @@ def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> tuple[fl
     ]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     layers = json.loads((out / "selection.json").read_text())["selected_layers"]
-    cells = json.loads((out / "evaluation" / "results.json").read_text())[BENCHMARK]
-    rows = accuracies(cells, RULE, circular=False)
-    english, others = rows[ENGLISH][:2], rows[MEAN][:2]
-    print(f"{strategy + ' ' + str(layers):28} {seed:4} {_change(*english)} {_change(*others)}", flush=True)
-    return 100 * (english[1] - english[0]), 100 * (others[1] - others[0])
+    results = json.loads((out / "evaluation" / "results.json").read_text())
+    translated, english = (accuracies(results[name], RULE, circular=False) for name in BENCHMARKS)
+    pairs = [translated[ENGLISH][:2], translated[MEAN][:2], english[MEAN][:2]]
+    told = " ".join(_change(*pair) for pair in pairs)
+    print(f"{strategy + ' ' + str(layers):28} {seed:4} {told}", flush=True)
+    return [100 * (after - before) for before, after in pairs]
 
 
 def selection(arguments: argparse.Namespace, strategy: str, seed: int) -> list[str]:

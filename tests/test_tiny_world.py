@@ -34,8 +34,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def benchmark(world: Path, language: str) -> list[dict[str, str]]:
-    with (world / f"tiny_{language}.tsv").open(encoding="utf-8", newline="") as file:
+def benchmark(world: Path, language: str, name: str = "tiny") -> list[dict[str, str]]:
+    with (world / f"{name}_{language}.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
@@ -72,6 +72,13 @@ def test_benchmark_items_are_the_same_in_every_language(world: Path) -> None:
             options = [row[each] for each in "ABCD" if row[each]]
             assert len(set(options)) == len(options) == sum(bool(like[each]) for each in "ABCD")
             assert row[row["answer"]]
+
+
+def test_english_options_beside_the_translated_questions(world: Path) -> None:
+    for language in LANGUAGES:
+        rows = benchmark(world, language, "tiny-english-options")
+        for row, asked, like in zip(rows, benchmark(world, language), benchmark(world, "en"), strict=True):
+            assert row == asked | {each: like[each] for each in "ABCD"}
 
 
 def test_answers_are_spread_over_the_letters(world: Path) -> None:

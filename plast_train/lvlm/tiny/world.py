@@ -32,10 +32,12 @@ COLUMNS = (
 
 
 def draw_world(folder: Path, seed: int) -> None:
-    """Write `questions.jsonl`, `images/` and `tiny_{language}.tsv` into `folder`; the same for the same seed.
+    """Write `questions.jsonl`, `images/` and two benchmarks into `folder`; the same for the same seed.
 
-    `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training; each TSV holds the same
-    288 multiple-choice items (METHOD §5), about other images than the questions.
+    `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training. Each TSV holds the same
+    288 multiple-choice items (METHOD §5), about other images than the questions: in `tiny_{language}.tsv`
+    with the options translated, too (as in MMBench), in `tiny-english-options_{language}.tsv` with English
+    ones (as xGQA's answers are).
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"tiny world, tuning, {seed}")
@@ -57,7 +59,8 @@ def draw_world(folder: Path, seed: int) -> None:
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     items = benchmark_items(seed)
     for language in LANGUAGES:
-        _write_benchmark(folder / f"tiny_{language}.tsv", language, items)
+        _write_benchmark(folder / f"tiny_{language}.tsv", items, language, language)
+        _write_benchmark(folder / f"tiny-english-options_{language}.tsv", items, language, "en")
 
 
 def benchmark_items(seed: int) -> list[tuple[Scene, Query]]:
@@ -103,7 +106,9 @@ def png(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def _write_benchmark(path: Path, language: str, items: list[tuple[Scene, Query]]) -> None:
+def _write_benchmark(
+    path: Path, items: list[tuple[Scene, Query]], language: str, options_language: str
+) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n", restval="")
         rows.writeheader()
@@ -112,7 +117,7 @@ def _write_benchmark(path: Path, language: str, items: list[tuple[Scene, Query]]
                 {
                     "index": index,
                     "question": ask(language, asked.kind, asked.wording, asked.subject),
-                    **option_rows(language, asked),
+                    **option_rows(options_language, asked),
                     "answer": letter(asked),
                     "category": asked.kind,
                     "l2-category": asked.kind.split()[0],
