@@ -37,6 +37,7 @@ from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.lvlm.tiny.architecture import TinySizes
 from plast_train.lvlm.tiny.base import make_tiny
+from plast_train.watchdog import Watchdog
 
 BATCH_SIZE = 4
 NEW_TOKENS = 5
@@ -102,7 +103,8 @@ class OneOfSeveral(Ranks):
 
 
 def one_of(rank: int = 0, world: int = 1, **fields: Any) -> OneOfSeveral:
-    return OneOfSeveral(rank, world, torch.device("cpu"), io.StringIO(), **fields)
+    logs = Path("logs")  # nothing is written there
+    return OneOfSeveral(rank, world, torch.device("cpu"), io.StringIO(), logs, Watchdog(logs, rank), **fields)
 
 
 def answer(
