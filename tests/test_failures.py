@@ -21,6 +21,8 @@ from launcher.attempts import again_path, read_attempts
 from plast_train.failures import stacks_path
 from plast_train.run_folder import RunFolder
 
+# Whole launches, some of which wait for a limit to pass: minutes each.
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 STEPS = 6
 LAUNCH = """

@@ -16,6 +16,9 @@ import pytest
 from commands import plast, start_plast
 from kill_world import arguments, make_world, require_same_end
 
+# Whole launches, some of which wait for a limit to pass: minutes each.
+pytestmark = pytest.mark.slow
+
 PLACES = ("collecting", "saving", "publishing", "deleting", "exporting", "evaluating")
 
 
