@@ -8,6 +8,7 @@ import hashlib
 import json
 import random
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -219,7 +220,8 @@ def test_the_shipped_model_loads_and_sees() -> None:
     items = benchmark_items(seed=11)[:72]
     builder = RowBuilder(load_tokenizer(SHIPPED), image_tokens=36)
     found = accuracy(model, builder, items)
-    assert found["en"][0] > 0.6 > max(pair[0] for language, pair in found.items() if language != "en")
+    others = fmean(pair[0] for language, pair in found.items() if language != "en")
+    assert found["en"][0] >= 0.9 and 0.4 < others < 0.7  # guessing gives 0.28
     # The same reply by plain generation.
     scene, asked = items[0]
     prompt = conversation(multiple_choice("en", asked))
