@@ -36,9 +36,9 @@ def start_plast(*arguments: str | Path) -> subprocess.Popen[bytes]:
     )
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
-    """Waits until the file exists."""
+def wait_for(path: Path, text: str = "", seconds: float = 120) -> None:
+    """Waits until the file exists and has the text."""
     deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} has not appeared"
+    while not path.exists() or text not in path.read_text(encoding="utf-8", errors="replace"):
+        assert time.monotonic() < deadline, f"{path} has not appeared, or lacks {text!r}"
         time.sleep(0.02)

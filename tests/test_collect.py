@@ -139,7 +139,7 @@ def test_a_stopped_collection_goes_on_from_its_parts(
     """Stopped after its first rows on one rank, gone on with on two; a torn part is counted again."""
     out = tmp_path / "run"
     process = start_plast(*arguments(tiny_folder, questions, out))
-    wait_for(out / "logs" / "rank-0.log")
+    wait_for(out / "logs" / "rank-0.log", "loading ")  # collecting has begun
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 1
     parts = out / "activations" / "parts"
