@@ -2,6 +2,10 @@
 
 Each machine keeps `RUN/.doctor/node-N.json` and rewrites it every second. Another machine counts as there
 when its file appears or changes: a file that a killed doctor left does neither, and no clock is needed.
+
+Machines end in any order, so what is removed does not depend on it: each takes its own file away, the first
+one those of killed doctors, and the last one the folder. `RUN/.doctor/made-run` says that a doctor has made
+RUN; only one machine can remove that file, and that one then removes RUN.
 """
 
 from __future__ import annotations
@@ -9,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +22,7 @@ from typing import Any
 
 SECONDS_BETWEEN_BEATS = 1.0
 LAST_WORD_SECONDS = 5.0
+MADE_RUN = "made-run"
 
 
 class Presence:
@@ -40,7 +44,6 @@ class Presence:
             "open": False,
         }
         self._first: dict[int, str | None] = {}
-        self._made_run = not run.exists()
         self._end = threading.Event()
         self._lock = threading.Lock()
         self._look()  # what was there before
@@ -54,17 +57,18 @@ class Presence:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        """Removes this machine's file; the first machine, which ends last, removes all."""
+        """Removes this machine's file, and what nobody else uses any more."""
         self._end.set()
         self._thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # never written, or another machine still uses the folder
+            self._file(self.node).unlink(missing_ok=True)
             if self.node == 0:
-                shutil.rmtree(self.folder)
-            else:
-                self._file(self.node).unlink()
-                self.folder.rmdir()
-        with contextlib.suppress(OSError):
-            if self._made_run:
+                self._remove_stale()
+            made_run = [path.name for path in self.folder.iterdir()] == [MADE_RUN]
+            if made_run:
+                (self.folder / MADE_RUN).unlink()
+            self.folder.rmdir()
+            if made_run:
                 self.folder.parent.rmdir()
 
     def has(self, problem: str) -> None:
@@ -93,10 +97,29 @@ class Presence:
 
     def _write_first(self) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            made_run = self._make_run()
+            self.folder.mkdir(exist_ok=True)
+            if made_run:
+                (self.folder / MADE_RUN).touch()
             self._write()
         except OSError as error:
             self.error = f"{error.strerror} ({error.filename})"
+
+    def _make_run(self) -> bool:
+        """Whether it was this machine that made the run folder, of several that may try at once."""
+        try:
+            self.folder.parent.mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def _remove_stale(self) -> None:
+        """The files of machines that were not seen alive."""
+        self._look()
+        alive = [self._file(node) for node in self.alive]
+        for path in self.folder.iterdir():
+            if path.name != MADE_RUN and path.with_suffix(".json") not in alive:
+                path.unlink(missing_ok=True)
 
     def _beat_until_end(self) -> None:
         while not self._end.wait(SECONDS_BETWEEN_BEATS):
@@ -110,7 +133,7 @@ class Presence:
 
     def _write(self) -> None:
         self._content["beat"] = self._content.get("beat", 0) + 1
-        temporary = self.folder / f".node-{self.node}.tmp"
+        temporary = self._file(self.node).with_suffix(".tmp")
         temporary.write_text(json.dumps(self._content), encoding="utf-8")
         temporary.replace(self._file(self.node))
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -220,6 +221,12 @@ def test_ranks_are_seated_one_after_the_other_also_where_machines_differ() -> No
     assert [seat["local_rank"] for seat in taken] == [0, 1, 0, 0, 1, 2]
 
 
+def wait_to_be_seen(by: Presence, node: int) -> None:
+    end = time.monotonic() + 10
+    while node not in by.alive and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def test_a_stale_file_is_nobody(tmp_path: Path) -> None:
     with Presence(tmp_path / "RUN", 1, 3, "n2") as left:
         stale = (tmp_path / "RUN" / ".doctor" / "node-1.json").read_text()
@@ -227,13 +234,41 @@ def test_a_stale_file_is_nobody(tmp_path: Path) -> None:
     (tmp_path / "RUN" / ".doctor").mkdir(parents=True)
     (tmp_path / "RUN" / ".doctor" / "node-1.json").write_text(stale)
     with Presence(tmp_path / "RUN", 0, 3, "n1") as first, Presence(tmp_path / "RUN", 2, 3, "n3") as third:
-        end = time.monotonic() + 10
-        while 2 not in first.alive and time.monotonic() < end:
-            time.sleep(0.1)
+        wait_to_be_seen(first, 2)
         assert set(first.alive) - {0} == {2}
         nonces = {0: first.nonce, 1: "another", 2: third.nonce}
         assert first.find(nonces, 0) == [0, 2] and left.nonce != first.nonce
     assert not (tmp_path / "RUN" / ".doctor").exists()
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("begins", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_run_folder_that_a_doctor_made_goes_in_any_order(
+    tmp_path: Path, begins: tuple[int, int], ends: tuple[int, int], made: bool
+) -> None:
+    run = tmp_path / "runs" / "RUN"
+    if made:
+        run.mkdir(parents=True)
+    there = {node: Presence(run, node, 2, f"n{node}").__enter__() for node in begins}
+    for node in begins:
+        wait_to_be_seen(there[node], 1 - node)
+    for node in ends:
+        assert (run / ".doctor" / f"node-{node}.json").exists()
+        there[node].__exit__(None, None, None)
+    assert run.exists() == made and not (run / ".doctor").exists()
+
+
+def test_all_that_end_at_once_leave_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "RUN"
+    for _ in range(100):
+        there = [Presence(run, node, 4, f"n{node}").__enter__() for node in range(4)]
+        ends = [threading.Thread(target=one.__exit__, args=(None, None, None)) for one in there]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
+        assert not run.exists()
 
 
 def test_slurm_names_who_did_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
