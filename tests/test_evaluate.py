@@ -23,16 +23,16 @@ from plast_train.config import ModelConfig
 from plast_train.distributed import Ranks, end_ranks, start_ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.evaluation.benchmarks import Benchmark, read_benchmark
-from plast_train.evaluation.evaluate import (
+from plast_train.evaluation.evaluate import evaluate
+from plast_train.evaluation.matching import match_reply
+from plast_train.evaluation.predictions import key_of, publish_results, read_parts
+from plast_train.evaluation.questions import (
     check_prompts,
-    evaluate,
     letter_tokens,
     model_inputs,
     plan_batches,
     questions_of,
 )
-from plast_train.evaluation.matching import match_reply
-from plast_train.evaluation.predictions import key_of, publish_results, read_parts
 from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.lvlm.tiny.architecture import TinySizes
