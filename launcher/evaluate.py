@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from launcher.lock import only_launcher
 from launcher.machine_checks import check_ranks, check_writable, count_gpus
@@ -24,10 +24,8 @@ from plast_train.config import (
 )
 from plast_train.errors import UserError
 from plast_train.evaluation.accuracies import BASE, TRAINED
+from plast_train.evaluation.asked import Asked, asked_path
 from plast_train.run_folder import RunFolder, content_hash, publish_text, read_json
-
-if TYPE_CHECKING:
-    from plast_train.evaluation.standalone import Asked
 
 RANKS = "plast_train.evaluation.standalone"
 _OVERRIDE = re.compile(r"(model|evaluate)\.\w+=.*", re.DOTALL)
@@ -140,8 +138,6 @@ def _folders(target: str, source: RunFolder | None, model: ModelConfig) -> dict[
 
 def _check_out(run: RunFolder, folders: dict[str, Path]) -> None:
     """Raises UserError where another model's evaluation is in `run`."""
-    from plast_train.evaluation.standalone import asked_path
-
     if asked_path(run).exists():
         before = {name: model["path"] for name, model in read_json(asked_path(run))["models"].items()}
         now = {name: str(folder.resolve()) for name, folder in folders.items()}
@@ -155,7 +151,6 @@ def _describe(config: EvaluationConfig, folders: dict[str, Path]) -> Asked:
     """Reads the benchmarks and checks their prompts against each model."""
     from plast_train.evaluation.benchmarks import benchmarks_of
     from plast_train.evaluation.questions import check_prompts
-    from plast_train.evaluation.standalone import Asked
     from plast_train.lvlm.architectures import read_architecture
     from plast_train.lvlm.families import family_of
     from plast_train.lvlm.loading import describe_base, load_text_side, make_prompter
@@ -175,16 +170,12 @@ def _describe(config: EvaluationConfig, folders: dict[str, Path]) -> Asked:
 
 
 def _is_done(run: RunFolder, asked: Asked) -> bool:
-    from plast_train.evaluation.standalone import asked_path
-
     same = asked_path(run).exists() and read_json(asked_path(run)) == asked.model_dump(mode="json")
     return same and run.results.exists()
 
 
 def write_down(run: RunFolder, asked: Asked) -> None:
     """What the ranks read; results of another command are taken away."""
-    from plast_train.evaluation.standalone import asked_path
-
     run.results.unlink(missing_ok=True)
     publish_text(asked_path(run), asked.model_dump_json(indent=1) + "\n")
 

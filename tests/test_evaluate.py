@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from plast_train.config import ModelConfig
@@ -65,6 +66,10 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     some of other batches."""
     folder = tmp_path_factory.mktemp("tiny")
     make_tiny(folder, tokenizer=shared / "data" / "tokenizer", random_weights=True, sizes=SIZES)
+    # Fresh logits are all but equal, so that nearly every question would be asked once more, alone.
+    weights = load_file(folder / "model.safetensors")
+    weights["language_model.lm_head.weight"] *= 20
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     lvlm = load(folder)
     questions = questions_of(read_benchmarks(shared), lvlm.family.chat)
     first = plan_batches(questions, lvlm.prompter([]), BATCH_SIZE)[0]

@@ -56,7 +56,7 @@ class Answerer:
             (alone,) = self._answers([batch[at]])
             if number < len(close):
                 answers[at] = alone
-        return [_record(question, answer) for question, answer in zip(batch, answers, strict=True)]
+        return [record_of(question, answer) for question, answer in zip(batch, answers, strict=True)]
 
     def _answers(self, batch: Batch) -> list[Answer]:
         model: Any = self.lvlm.model
@@ -111,7 +111,7 @@ def _close_letters(logits: dict[str, float]) -> bool:
     return len(highest) > 1 and highest[0] - highest[1] < CLOSE
 
 
-def _record(question: Question, answer: Answer) -> dict[str, Any]:
+def record_of(question: Question, answer: Answer) -> dict[str, Any]:
     """The prediction's record, in VLMEvalKit's columns first: each option has its letter's column, too."""
     logits = answer.option_logits
     if logits is not None and not all(map(math.isfinite, logits.values())):

@@ -47,7 +47,7 @@ _STOP_WORDS = {
         "de": "der die das ein eine ist sind und zu im auf nicht mit von es den dem welche was wie",
         "es": "el la los las un una es son y de en del que no con por qué cuál está hay",
         "fr": "le la les un une est sont et de des du en dans que ne pas avec il elle quel quelle",
-        "id": "yang dan di ini itu adalah ada tidak dengan untuk dari apa ke pada",
+        "id": "yang dan di ini itu adalah ada tidak dengan untuk dari apa apakah tersebut atau mana ke pada",
         "it": "il lo la gli un una è sono e di del della che non con per quale cosa nella",
         "nl": "de het een is zijn en van in op niet met dat dit wat welke er",
         "pl": "jest są i w na nie z to co jaki jaka czy się do",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def interval(gains: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, f
         sums = [each.sum(axis=axis) for each in drawn]
         return np.mean([g / n for g, n in zip(sums[:languages], sums[languages:], strict=True)], axis=0)
 
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         found = stats.bootstrap(
             (*gains.astype(np.float64), *counts.astype(np.float64)),
             mean_gain,

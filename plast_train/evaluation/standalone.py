@@ -11,34 +11,18 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
-from plast_train.config import EvaluationConfig
 from plast_train.distributed import Ranks, end_ranks
+from plast_train.evaluation.asked import Asked, asked_path
 from plast_train.evaluation.benchmarks import Benchmark, benchmarks_of
 from plast_train.evaluation.evaluate import evaluate
 from plast_train.evaluation.predictions import answers_depend_on, publish_results
 from plast_train.lvlm.loading import load_lvlm
 from plast_train.pipeline import live
 from plast_train.run_folder import RunFolder, read_json
-
-
-class Asked(BaseModel):
-    """DIR/evaluate.json: `models` by name as `describe_base` describes them, the base first where there are
-    two; `benchmarks` are the files' hashes by path."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
-
-    models: dict[str, dict[str, Any]]
-    config: EvaluationConfig
-    benchmarks: dict[str, str]
-
-
-def asked_path(run: RunFolder) -> Path:
-    return run.path / "evaluate.json"
 
 
 def main(arguments: Sequence[str]) -> int:
