@@ -17,8 +17,8 @@ RULES = ("parrot2024", "vlmevalkit2026")
 
 
 def recompute(evaluation: Path) -> dict[str, Any]:
-    """`{benchmark: {language: {model: {way: {score: accuracy}}, "p": {score: p}}}}`; ways are `rows`, `circular`,
-    `pairs`, `category NAME`; scores are the rules and `option_logits`."""
+    """`{benchmark: {language: {model: {way: {score: accuracy}}, "p": {score: p}}}}`; ways are `rows`,
+    `circular`, `pairs`, `category NAME`; scores are the rules and `option_logits`."""
     table: dict[str, Any] = defaultdict(dict)
     for path in sorted((evaluation / "predictions").glob("*.jsonl")):
         lines = [json.loads(line) for line in path.open(encoding="utf-8")]
