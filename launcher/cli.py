@@ -130,6 +130,49 @@ def _run(stages: tuple[str, ...]) -> Callable[[argparse.Namespace], int]:
     return run
 
 
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="RECIPE|MODEL|RUN",
+        help="with --benchmarks a model's folder, or a run's (its base and its export); else a recipe",
+    )
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", help="replaces a value of the recipe"
+    )
+    parser.add_argument(
+        "--benchmarks",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        help="NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl (parallel questions with answers)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="the run's folder; with --benchmarks runs/evaluate-NAME"
+    )
+    parser.add_argument(
+        "--nproc",
+        metavar="N",
+        type=_count,
+        help="ranks on this machine (default: one for each GPU, or one on the CPU)",
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.benchmarks:
+        from launcher.evaluate import run_evaluation
+
+        return run_evaluation(
+            arguments.target, arguments.benchmarks, arguments.overrides, arguments.out, arguments.nproc
+        )
+    if arguments.out is None:
+        raise UserError(
+            "evaluate: give --benchmarks FILE … for a model or a run, or --out RUN for a recipe's stage"
+        )
+    from launcher.run import run_stages
+
+    return run_stages(arguments.target, arguments.overrides, arguments.out, arguments.nproc, ("evaluate",))
+
+
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -268,6 +311,9 @@ COMMANDS = {
         stage: Command(f"only this stage: {summary}", _run_arguments, _run((stage,)))
         for stage, summary in STAGE_SUMMARIES.items()
     },
+    "evaluate": Command(
+        "score a model, or a run's base and trained model, on benchmarks", _evaluate_arguments, _evaluate
+    ),
     "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
     "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
     "status": Command(

@@ -98,10 +98,10 @@ def check_validation(config: Config, records: list[Record]) -> None:
 
 def check_benchmarks(config: Config, base: BaseModel) -> None:
     """Raises UserError for a benchmark or a row of one that cannot be evaluated."""
-    from plast_train.evaluation.benchmarks import read_benchmark
-    from plast_train.evaluation.evaluate import check_prompts
+    from plast_train.evaluation.benchmarks import benchmarks_of
+    from plast_train.evaluation.questions import check_prompts
 
-    benchmarks = [read_benchmark(Path(path)) for path in config.evaluate.benchmarks]
+    benchmarks = benchmarks_of(config.evaluate)
     if benchmarks:
         evaluate = config.evaluate
         check_prompts(

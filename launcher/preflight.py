@@ -127,7 +127,7 @@ def earlier_stages(stage: str) -> list[str]:
 
 
 def check_benchmark_files(config: Config) -> None:
-    """Raises UserError for a benchmark that is no file."""
+    """Raises UserError for a benchmark that is neither a file nor a folder."""
     for path in config.evaluate.benchmarks:
-        if not Path(path).is_file():
+        if not Path(path).exists():
             raise UserError(f"evaluate.benchmarks: {path} is no file; mend its path")

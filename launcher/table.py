@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from plast_train.evaluation.accuracies import accuracies, is_circular, percent, points
+from plast_train.evaluation.accuracies import accuracies, is_circular, percent, points, rule_of
 from plast_train.run_folder import RunFolder, read_json
+
+_EXPLAINED = (
+    "95 %: bootstrap interval of the change, in points. p: exact McNemar; "
+    "of languages, with Holm's correction."
+)
 
 
 def final_table(run: RunFolder) -> str:
@@ -16,34 +21,71 @@ def final_table(run: RunFolder) -> str:
     parts = []
     if run.results.exists():
         rule = yaml.safe_load(run.config.read_text(encoding="utf-8"))["evaluate"]["matching"]
-        parts += [benchmark_table(name, cells, rule) for name, cells in read_json(run.results).items()]
+        parts += benchmark_tables(run, rule)
     made = {"model": run.export, "report": run.report / "index.html", "run folder": run.path}
-    width = max(map(len, made))
-    parts.append("\n".join(f"{name:{width}}  {path}" for name, path in made.items() if path.exists()))
+    parts.append(listed_paths(made))
     return "\n\n".join(parts)
 
 
-def benchmark_table(name: str, cells: Mapping[str, Any], rule: str) -> str:
-    """One line a language, and the mean of those that are not English.
+def listed_paths(paths: Mapping[str, Any]) -> str:
+    """Those that are there, one a line."""
+    width = max(map(len, paths))
+    return "\n".join(f"{name:{width}}  {path}" for name, path in paths.items() if path.exists())
 
-    `cells` is one benchmark of `evaluation/results.json`: language → `n` and each model's scores. Where the
-    benchmark is circular, a question counts only if all its rows are answered right.
+
+def benchmark_tables(run: RunFolder, rule: str) -> list[str]:
+    """One for each benchmark that the run's base and trained model were evaluated on."""
+    file = run.evaluation / "comparisons.json"
+    compared = read_json(file) if file.exists() else {}
+    tables = [
+        benchmark_table(name, cells, rule, compared.get(name, {}))
+        for name, cells in read_json(run.results).items()
+    ]
+    return [*tables, _EXPLAINED] if tables and compared else tables
+
+
+def benchmark_table(
+    name: str, cells: Mapping[str, Any], rule: str, compared: Mapping[str, Any] | None = None
+) -> str:
+    """One line a language, and the mean of those that are not English; at most 100 columns wide.
+
+    `cells` is one benchmark of `evaluation/results.json`: language → `n` and each model's scores; `compared`
+    the same one of `comparisons.json`. Where the benchmark is circular, a question counts only if all its
+    rows are answered right.
     """
     circular = is_circular(cells)
-    rows = accuracies(cells, rule, circular)
+    rows = accuracies(cells, rule_of(cells, rule), circular)
     width = max(map(len, ["language", *rows]))
     counted = "questions right in every order of options" if circular else "rows"
-    columns = "   ".join(["  before   after  change"] * 2)
-    return "\n".join(
-        [
-            f"{name}: accuracy in % of {counted}, base model and trained model",
-            f"{'':{width}}{'generated answer':>24}   {'option logits':>24}",
-            f"{'language':{width}}{columns}",
-            *(f"{label:{width}}{_numbers(*row)}" for label, row in rows.items()),
-        ]
-    )
+    columns = "before after change" + ("         95 %     p" if compared else "")
+    lines = [
+        f"{name}: accuracy in % of {counted}, base model and trained model",
+        f"{'':{width}} {'generated answers':>{len(columns)}}  {'option logits':>{len(columns)}}",
+        f"{'language':{width}} {columns}  {columns}",
+    ]
+    formatting = []
+    for label, row in rows.items():
+        comparison = (compared or {}).get(label, {})
+        shown = comparison.get("circular", comparison) if circular else comparison
+        left = _numbers(row[:2], shown.get("generated"))
+        right = _numbers(row[2:], shown.get("option_logits"))
+        lines.append(f"{label:{width}} {left}  {right}".rstrip())
+        if shown.get("formatting"):
+            formatting.append(label)
+    return "\n".join(lines + _formatting(formatting))
 
 
-def _numbers(*shown: float) -> str:
-    pairs = shown[:2], shown[2:]
-    return "   ".join(f"{percent(old):>8}{percent(new):>8}{points(old, new):>8}" for old, new in pairs)
+def _formatting(labels: Sequence[str]) -> list[str]:
+    listed = ", ".join(labels)
+    return [f"formatting: generated answers gain, option logits do not: {listed}"] if listed else []
+
+
+def _numbers(shown: Sequence[float], comparison: Mapping[str, Any] | None) -> str:
+    before, after = shown
+    text = f"{percent(before):>6}{percent(after):>6}{points(before, after):>7}"
+    if not comparison:
+        return text
+    low, high = comparison["low"], comparison["high"]
+    interval = "" if low is None else f"{100 * low:+.1f} {100 * high:+.1f}"
+    p = comparison.get("p_holm", comparison["p"])
+    return f"{text}{interval:>13}{'<.001' if p < 0.001 else f'{p:.3f}'.removeprefix('0'):>6}"

@@ -107,7 +107,12 @@ class CheckpointConfig(Section):
 
 
 class EvaluateConfig(Section):
-    benchmarks: list[str] = Field(default_factory=list, description="VLMEvalKit-style TSV files")
+    benchmarks: list[str] = Field(
+        default_factory=list, description="NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl"
+    )
+    image_root: str | None = Field(
+        None, description="images that benchmark files name lie below it; default: the file's folder"
+    )
     matching: Literal["parrot2024", "vlmevalkit2026"] = "parrot2024"
     localised_instruction: bool = Field(False, description="ask for the letter in the benchmark's language")
     batch_size: int = Field(16, ge=1)
@@ -135,6 +140,25 @@ class Config(Section):
         if len({language.lower() for language in languages}) != len(languages):
             raise ValueError(f"data.languages names a language twice: {languages}")
         return self
+
+
+class EvaluationConfig(Section):
+    """What answering benchmarks depends on: the two sections of a config that a model alone needs."""
+
+    model: ModelConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def override_evaluation(config: EvaluationConfig, overrides: Sequence[str]) -> EvaluationConfig:
+    """Raises UserError for an override of another section, an unknown key, a wrong value."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    lines: dict[str, str] = {}
+    for override in overrides:
+        _apply(tree, lines, override)
+    try:
+        return EvaluationConfig.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, "command line", lines) for e in error.errors())) from None
 
 
 def recipes() -> list[str]:

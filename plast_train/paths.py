@@ -34,7 +34,12 @@ def resolve_paths(config: Config) -> Config:
     if train.deepspeed.endswith(".json"):
         train = train.model_copy(update={"deepspeed": _absolute(train.deepspeed)})
     benchmarks = [_absolute(path) for path in config.evaluate.benchmarks]
-    evaluate = config.evaluate.model_copy(update={"benchmarks": benchmarks})
+    evaluate = config.evaluate.model_copy(
+        update={
+            "benchmarks": benchmarks,
+            "image_root": config.evaluate.image_root and _absolute(config.evaluate.image_root),
+        }
+    )
     return config.model_copy(update={"data": data, "model": model, "train": train, "evaluate": evaluate})
 
 

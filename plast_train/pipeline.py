@@ -108,13 +108,18 @@ def await_files(run: RunFolder, contents: Mapping[str, str], ranks: Ranks) -> No
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One rank's life. Returns the exit code: 0 done, 2 the user can mend it, 1 otherwise."""
+    """One rank of a run: `RUN STAGE …`. Returns the exit code, as `live` does."""
     run, stages = RunFolder(Path(arguments[0])), arguments[1:]
     assert set(stages) <= set(STAGES)
+    return live(run, lambda ranks: run_stages(_context(run, ranks), ranks.broadcast(stages)))
+
+
+def live(run: RunFolder, work: Callable[[Ranks], None]) -> int:
+    """One rank's life. Returns the exit code: 0 done, 2 the user can mend it, 1 otherwise."""
     ranks = None
     try:
         ranks = start_ranks(run.logs)
-        run_stages(_context(run, ranks), ranks.broadcast(stages))
+        work(ranks)
         return 0
     except Interrupted as interruption:
         return _failed(run, ranks, "interrupted", interruption, 1)

@@ -178,6 +178,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files and their names below it."""
+    if path.is_file():
+        return sha256_of(path)
+    files = [(str(file.relative_to(path)), sha256_of(file)) for file in path.rglob("*") if file.is_file()]
+    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from plast_train.config import Config
-from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.run_folder import RunFolder, content_hash, sha256_of
 
 STAGES = ("collect", "select", "train", "export", "evaluate", "report")
 
@@ -70,7 +70,7 @@ def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) 
     if stage in ("collect", "train"):
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
     if stage == "evaluate":
-        inputs = {str(Path(p).name): sha256_of(Path(p)) for p in config.evaluate.benchmarks}
+        inputs = {str(Path(p).name): content_hash(Path(p)) for p in config.evaluate.benchmarks}
     for needed in _NEEDS[stage]:
         record = run.record(needed)
         if record is None:

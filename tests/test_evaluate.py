@@ -17,22 +17,23 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from plast_train.config import ModelConfig
 from plast_train.distributed import Ranks, end_ranks, start_ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.evaluation.benchmarks import Benchmark, read_benchmark
-from plast_train.evaluation.evaluate import (
+from plast_train.evaluation.evaluate import evaluate
+from plast_train.evaluation.matching import match_reply
+from plast_train.evaluation.predictions import key_of, publish_results, read_parts
+from plast_train.evaluation.questions import (
     check_prompts,
-    evaluate,
     letter_tokens,
     model_inputs,
     plan_batches,
     questions_of,
 )
-from plast_train.evaluation.matching import match_reply
-from plast_train.evaluation.predictions import key_of, publish_results, read_parts
 from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.lvlm.tiny.architecture import TinySizes
@@ -65,6 +66,10 @@ def folder(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     some of other batches."""
     folder = tmp_path_factory.mktemp("tiny")
     make_tiny(folder, tokenizer=shared / "data" / "tokenizer", random_weights=True, sizes=SIZES)
+    # Fresh logits are all but equal, so that nearly every question would be asked once more, alone.
+    weights = load_file(folder / "model.safetensors")
+    weights["language_model.lm_head.weight"] *= 20
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     lvlm = load(folder)
     questions = questions_of(read_benchmarks(shared), lvlm.family.chat)
     first = plan_batches(questions, lvlm.prompter([]), BATCH_SIZE)[0]

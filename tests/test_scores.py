@@ -17,6 +17,8 @@ def record(older: str | None, newer: str | None, logits: str, **fields: Any) -> 
     return {
         **defaults,
         "category": "object",
+        "question": "What is this?",
+        "prediction": older or "",
         "answer": "A",
         "matched": {"parrot2024": older, "vlmevalkit2026": newer},
         "option_logits": {letter: float(letter == logits) for letter in "ABC"},

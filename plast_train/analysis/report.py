@@ -22,6 +22,7 @@ from plast_train.evaluation.accuracies import (
     is_circular,
     percent,
     points,
+    rule_of,
 )
 from plast_train.run_folder import RunFolder, publish_text, read_json
 
@@ -61,7 +62,10 @@ def _accuracy_sections(config: Config, run: RunFolder) -> list[str]:
     results = read_json(run.results)
     if not results:
         return ["<h2>Accuracy</h2><p>No benchmark was evaluated (evaluate.benchmarks is empty).</p>"]
-    return [_accuracy_section(name, cells, config.evaluate.matching, run) for name, cells in results.items()]
+    return [
+        _accuracy_section(name, cells, rule_of(cells, config.evaluate.matching), run)
+        for name, cells in results.items()
+    ]
 
 
 def _accuracy_section(name: str, cells: Mapping[str, Any], rule: str, run: RunFolder) -> str:

@@ -40,6 +40,17 @@ class Defect:
 
 def read_parallel(path: Path, root: Path | None) -> Iterator[RawRecord | Defect]:
     """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer"}`."""
+    for found in read_entries(path):
+        if isinstance(found, Defect):
+            yield found
+            continue
+        where, entry = found
+        id_, questions, image, answer = map(entry.get, ("id", "questions", "image", "answer"))
+        yield RawRecord(where, id_, questions, image, answer, root or path.parent)
+
+
+def read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]] | Defect]:
+    """The JSON object of each line that is not empty, and where it stands."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -50,11 +61,10 @@ def read_parallel(path: Path, root: Path | None) -> Iterator[RawRecord | Defect]
             except (ValueError, RecursionError) as error:
                 yield Defect(where, None, f"{_what(error)}; mend the line or remove it")
                 continue
-            if not isinstance(entry, dict):
+            if isinstance(entry, dict):
+                yield where, entry
+            else:
                 yield Defect(where, None, "not a JSON object; write {'id': …, 'questions': {…}}")
-                continue
-            id_, questions, image, answer = map(entry.get, ("id", "questions", "image", "answer"))
-            yield RawRecord(where, id_, questions, image, answer, root or path.parent)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def read_dataset(entry: str, config: DataConfig, root: Path | None) -> Iterator[
             cache.
     """
     datasets.disable_progress_bars()
-    dataset = _load(entry)
+    dataset = load_data_set(entry, "data.questions")
     columns = _columns(entry, dataset, config)
     image = columns.get("image")
     if image is not None and isinstance(dataset.features[image], datasets.Image):
@@ -50,7 +50,8 @@ def read_dataset(entry: str, config: DataConfig, root: Path | None) -> Iterator[
         )
 
 
-def _load(entry: str) -> datasets.Dataset:
+def load_data_set(entry: str, option: str) -> datasets.Dataset:
+    """The one split of what `entry`, a value of the config's `option`, names; see `read_dataset`."""
     path = Path(entry)
     try:
         if entry.startswith(HUB):
@@ -67,7 +68,7 @@ def _load(entry: str) -> datasets.Dataset:
         raise
     except Exception as error:  # datasets, its hub client and Arrow each have errors of their own
         what = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{entry}: cannot be read as a data set ({what}); see data.questions") from None
+        raise UserError(f"{entry}: cannot be read as a data set ({what}); see {option}") from None
     if isinstance(loaded, datasets.DatasetDict):
         if len(loaded) != 1:
             how = f"{entry}@SPLIT" if entry.startswith(HUB) else f"{entry}/SPLIT"

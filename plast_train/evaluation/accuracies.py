@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
 BASE, TRAINED, ENGLISH, MEAN = "base", "plast", "en", "mean of the others"
 
-# Generated answers before and after, option logits before and after; fractions of 1.
+# Generated answers before and after, option logits before and after (NaN for open questions); fractions of 1.
 Accuracies = tuple[float, ...]
 
 
 def is_circular(cells: Mapping[str, Any]) -> bool:
     """Whether a question of the benchmark counts only if all its rows are right; `cells` as below."""
     return all("circular" in cell[BASE] for cell in cells.values())
+
+
+def rule_of(cells: Mapping[str, Any], asked: str) -> str:
+    """The rule that the benchmark's generated answers are matched by: `asked` (evaluate.matching) for
+    multiple choice, its own for open questions; `cells` as below."""
+    return headline_rule(next(iter(cells.values()))[BASE]["generated"], asked)
+
+
+def headline_rule(rules: Iterable[str], asked: str) -> str:
+    """`asked` if it is among the rules of a benchmark's replies, else the first of them."""
+    rules = list(rules)
+    return asked if asked in rules else rules[0]
 
 
 def accuracies(cells: Mapping[str, Any], rule: str, circular: bool) -> dict[str, Accuracies]:
@@ -27,15 +40,21 @@ def accuracies(cells: Mapping[str, Any], rule: str, circular: bool) -> dict[str,
     for language in sorted(cells, key=lambda language: (language != ENGLISH, language)):
         cell = cells[language]
         scores = [cell[model]["circular"] if circular else cell[model] for model in (BASE, TRAINED)]
-        rows[language] = (*(s["generated"][rule] for s in scores), *(s["option_logits"] for s in scores))
+        generated = (s["generated"][rule] for s in scores)
+        rows[language] = (*generated, *(_or_nan(s["option_logits"]) for s in scores))
     others = [row for language, row in rows.items() if language != ENGLISH]
     return rows | {MEAN: tuple(map(fmean, zip(*others, strict=True)))} if others else rows
 
 
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
+    """A dash for NaN."""
+    return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
 def points(before: float, after: float) -> str:
-    """A change in percentage points, with its sign."""
-    return f"{100 * (after - before):+.1f}"
+    """A change in percentage points, with its sign; a dash for NaN."""
+    return "–" if math.isnan(after - before) else f"{100 * (after - before):+.1f}"

@@ -1,19 +1,26 @@
-"""Which option a free-text reply names, without a judge: two public versions of one rule.
+"""Whether a free-text reply is right, without a judge.
 
+Multiple choice, which option a reply names: two public versions of one rule.
 Both read the reply word by word for an option letter, then for an option's text. They are VLMEvalKit's
 `can_infer` as two code bases published it: Parrot (2024), which the published numbers of the multilingual
 benchmarks rest on, and VLMEvalKit (2026), which is stricter about where the letter stands. Written anew
 from what the rules answer; `tests/test_matching.py` holds them to 2,276 recorded answers of each.
+
+Open questions, whether a reply is one of the right texts: xGQA's exact match without case and punctuation
+(arXiv 2109.06082), MaXM's exact match (arXiv 2209.05401), here of texts in Unicode's composed form.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Literal, get_args
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 Rule = Literal["parrot2024", "vlmevalkit2026"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+
+OpenRule = Literal["xgqa", "maxm"]
 
 REFUSAL = "Z"  # the letter both rules give to a reply that declines to answer
 
@@ -63,3 +70,29 @@ def _text_in(reply: str, options: Mapping[str, str], rule: Rule) -> str | None:
         return None
     letters = [letter for letter, text in options.items() if text.lower() in reply]
     return letters[0] if len(letters) == 1 else None
+
+
+def rules_of(task: str) -> tuple[Any, ...]:
+    """The rules that replies to a benchmark of this task are matched by, the one it is scored by first; for
+    multiple choice that is `evaluate.matching`."""
+    open_rules: dict[str, tuple[OpenRule, ...]] = {
+        "english answer": ("xgqa", "maxm"),
+        "answer": ("maxm", "xgqa"),
+    }
+    return open_rules.get(task, RULES)
+
+
+def match_open(reply: str, answers: Sequence[str], rule: OpenRule) -> str | None:
+    """The first of the right answers that the reply is, by the rule; None where it is none of them."""
+    form = _folded if rule == "xgqa" else _composed
+    return next((answer for answer in answers if form(answer) == form(reply)), None)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _folded(text: str) -> str:
+    """Without case, punctuation (Unicode categories P*) and surplus white space."""
+    bare = "".join(" " if unicodedata.category(c).startswith("P") else c for c in _composed(text).casefold())
+    return " ".join(bare.split())

@@ -2,7 +2,8 @@
 
 `evaluation/parts/MODEL/rank-N.jsonl` is what a rank has answered so far, and where evaluating goes on after
 a kill, on any number of ranks. `evaluation/predictions/BENCHMARK.LANG.jsonl` and `evaluation/results.json`
-are made of the parts of all models: a line there names its model (`base`, `plast`) in the field `model`.
+are made of the parts of all models: a line there names its model (`base`, `plast`) in the field `model`, and
+has the columns of VLMEvalKit's tables (`index, question, A, …, answer, category, l2-category, prediction`).
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plast_train.config import EvaluateConfig
 from plast_train.errors import UserError
 from plast_train.evaluation.benchmarks import Benchmark
-from plast_train.evaluation.scores import Record, results
+from plast_train.evaluation.comparisons import Record
+from plast_train.evaluation.matching import RULES
+from plast_train.evaluation.scores import compare_all, results
 from plast_train.run_folder import publish_folder, publish_text, read_json, to_json
 
 Key = tuple[str, str, int]  # benchmark, language, index
@@ -26,11 +30,13 @@ def key_of(record: Record) -> Key:
     return record["benchmark"], record["language"], record["index"]
 
 
-def open_parts(folder: Path, settings: dict[str, Any]) -> set[Key]:
-    """What has been answered in `folder` under these settings. To be called on one rank, before any writes.
+def open_parts(folder: Path, settings: dict[str, Any], digests: Mapping[Key, str]) -> set[Key]:
+    """Which of the questions of `digests` have been answered in `folder` under these settings. To be called
+    on one rank, before any writes.
 
-    Parts of other settings are thrown away, and so is what a kill left of a line. `settings` is plain JSON
-    and names all that the answers depend on: weights, benchmarks, batch size, new tokens, precision.
+    Parts of other settings are thrown away, and so are what a kill left of a line and answers to questions
+    that are others now; those to further questions stay. `settings` is plain JSON and names all that the
+    answers depend on beside what `digests` stand for: weights, new tokens, precision.
     """
     asked = folder / "settings.json"
     if not asked.exists() or read_json(asked) != settings:
@@ -38,7 +44,26 @@ def open_parts(folder: Path, settings: dict[str, Any]) -> set[Key]:
         publish_text(asked, to_json(settings))
     for part in _parts(folder):
         _drop_torn_line(part)
-    return {key_of(record) for record in read_parts(folder)}
+    records = read_parts(folder)
+    kept = [r for r in records if digests.get(key_of(r), r["digest"]) == r["digest"]]
+    if len(kept) < len(records):
+        first, *others = _parts(folder)
+        publish_text(first, _lines(kept))
+        for part in others:
+            part.unlink()
+    return {key_of(record) for record in kept} & set(digests)
+
+
+def answers_depend_on(config: EvaluateConfig, dtype: str, weights: str) -> dict[str, Any]:
+    """`settings` of `open_parts`: in float32 replies are the same for every batch size, so it is not among
+    them."""
+    settings = {
+        "weights": weights,
+        "dtype": dtype,
+        "max_new_tokens": config.max_new_tokens,
+        "localised_instruction": config.localised_instruction,
+    }
+    return settings if dtype == "float32" else settings | {"batch_size": config.batch_size}
 
 
 def append_part(folder: Path, rank: int, records: Iterable[Record]) -> None:
@@ -63,12 +88,34 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def publish_results(
-    evaluation: Path, benchmarks: Sequence[Benchmark], models: Sequence[str]
+    evaluation: Path,
+    benchmarks: Sequence[Benchmark],
+    models: Sequence[str],
+    matching: str = RULES[0],
 ) -> dict[str, Any]:
     """Makes the predictions' files and `results.json` of the models' parts, and returns the results.
 
+    `results.json` is what `scores.results` returns. Of two models, base and trained, each language has a
+    `comparison`, too (`comparisons.compare`; `matching` is the rule for multiple choice), and
+    `comparisons.json` holds `{benchmark: {language or "mean of the others": comparison}}`, English first.
     To be called on one rank, after all have finished. Raises RuntimeError if a row was not answered.
     """
+    used = _publish_predictions(evaluation, benchmarks, models)
+    table = results(used)
+    if len(models) == 2:
+        compared = compare_all(used, models[0], models[1], matching)
+        for benchmark, languages in table.items():
+            for language, cell in languages.items():
+                cell["comparison"] = compared[benchmark][language]
+        publish_text(evaluation / "comparisons.json", to_json(compared))
+    publish_text(evaluation / "results.json", to_json(table))
+    return table
+
+
+def _publish_predictions(
+    evaluation: Path, benchmarks: Sequence[Benchmark], models: Sequence[str]
+) -> list[Record]:
+    """One file a benchmark and language, the models' records after each other; returns all records."""
     answers = {
         (model, key_of(record)): record
         for model in models
@@ -87,9 +134,7 @@ def publish_results(
         publish_text(unfinished / f"{benchmark.name}.{benchmark.language}.jsonl", _lines(records))
         used += records
     publish_folder(unfinished, evaluation / "predictions")
-    table = results(used)
-    publish_text(evaluation / "results.json", to_json(table))
-    return table
+    return used
 
 
 def _parts(folder: Path) -> list[Path]:

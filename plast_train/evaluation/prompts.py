@@ -1,4 +1,4 @@
-"""The text of a multiple-choice question, as VLMEvalKit puts it to LLaVA.
+"""The texts of questions: multiple choice as VLMEvalKit puts it to LLaVA, open ones as LLaVA-1.5 was taught.
 
 Text alone: the model family's chat format and the image are put around it by whoever calls.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from plast_train.data.languages import language_name
 from plast_train.errors import UserError
 
 _CJK_IDEOGRAPH = re.compile("[\u4e00-\u9fff]")
@@ -40,3 +41,10 @@ def multiple_choice_text(
             f"no multiple-choice instruction in '{language}'; there is one in {', '.join(INSTRUCTIONS)}"
         )
     return f"{text}\n{INSTRUCTIONS[language]}"
+
+
+def open_text(question: str, language: str, answered_in: str) -> str:
+    """The question and LLaVA-1.5's instruction for short answers, which names the answer's language where it
+    is another than English or than the question's."""
+    where = "" if answered_in == language == "en" else f" in {language_name(answered_in)}"
+    return f"{question}\nAnswer the question using a single word or phrase{where}."

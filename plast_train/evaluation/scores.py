@@ -1,84 +1,147 @@
 """Prediction records → accuracies. Pure functions on plain dicts, as they stand in the predictions' files.
 
-A record has `benchmark, language, model, index, group, category, answer, matched {rule: letter, "Z" or None}`
-and `option_logits {letter: logit}`. Accuracies and shares are fractions of 1.
+A record has `benchmark, language, model, index, group, pair, category, question, answer, prediction,
+matched {rule: letter, "Z" or None}` (open questions: the right text that the reply is, or None) and
+`option_logits {letter: logit}` (open questions: None). Accuracies and shares are fractions of 1.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from plast_train.evaluation.matching import RULES
+from plast_train.evaluation.accuracies import ENGLISH
+from plast_train.evaluation.comparisons import (
+    Record,
+    compare,
+    generated_right,
+    option_logits_right,
+)
+from plast_train.evaluation.replies import repeats_question, reply_language
 
-Record = Mapping[str, Any]
+Cells = dict[tuple[str, str], dict[str, list[Record]]]  # (benchmark, language) → model → records
 
 
 def results(records: Iterable[Record]) -> dict[str, Any]:
     """`{benchmark: {language: {"n": rows, model: scores}}}`, keys sorted; for `scores` see there."""
+    cells = _cells(records)
+    english = {
+        (benchmark, record["index"]): record["question"]
+        for (benchmark, language), models in cells.items()
+        for own in models.values()
+        for record in own
+        if language == ENGLISH
+    }
+    table: dict[str, Any] = {}
+    for (benchmark, language), models in cells.items():
+        questions = {index: text for (name, index), text in english.items() if name == benchmark}
+        cell = {model: scores(own, questions) for model, own in models.items()}
+        count = len(next(iter(models.values())))
+        table.setdefault(benchmark, {})[language] = {"n": count, **cell}
+    return table
+
+
+def compare_all(records: Iterable[Record], base: str, trained: str, matching: str) -> dict[str, Any]:
+    """`{benchmark: {language or "mean of the others": comparison}}`; for the comparison see
+    `comparisons.compare`."""
+    by_benchmark: dict[str, dict[str, dict[str, list[Record]]]] = defaultdict(dict)
+    for (benchmark, language), models in _cells(records).items():
+        by_benchmark[benchmark][language] = models
+    return {
+        benchmark: compare(
+            {language: models[base] for language, models in languages.items()},
+            {language: models[trained] for language, models in languages.items()},
+            matching,
+        )
+        for benchmark, languages in by_benchmark.items()
+    }
+
+
+def _cells(records: Iterable[Record]) -> Cells:
+    """Keys sorted. Raises ValueError where models did not answer the same rows."""
     cells: dict[tuple[str, str], dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         cells[record["benchmark"], record["language"]][record["model"]].append(record)
-    table: dict[str, Any] = {}
-    for (benchmark, language), models in sorted(cells.items()):
+    for (benchmark, language), models in cells.items():
         rows = {model: sorted(record["index"] for record in own) for model, own in sorted(models.items())}
         first, *others = rows.values()
         if any(other != first for other in others):
             raise ValueError(f"{benchmark} {language}: {' and '.join(rows)} did not answer the same rows")
-        cell = {model: scores(models[model]) for model in rows}
-        table.setdefault(benchmark, {})[language] = {"n": len(first), **cell}
-    return table
+    return {key: dict(sorted(models.items())) for key, models in sorted(cells.items())}
 
 
-def scores(records: list[Record]) -> dict[str, Any]:
-    """The scores of one model on one benchmark in one language, and under `categories` of each category."""
+def scores(records: list[Record], english: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """The scores of one model on one benchmark in one language, and under `categories` of each category.
+
+    `english` has the English text of each question, by index, where it is known.
+    """
     categories: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         categories[record["category"]].append(record)
     return {
         **_scores(records),
+        **_replies(records, english or {}),
         "categories": {category: _scores(own) for category, own in sorted(categories.items())},
     }
 
 
 def _scores(records: list[Record]) -> dict[str, Any]:
-    """`generated {rule: accuracy}`, `option_logits` (accuracy) and `no_match {rule: share}`, all over rows.
+    """`generated {rule: accuracy}`, `option_logits` (accuracy, or None) and `no_match {rule: share}`, over
+    rows; a reply matches nothing if it names no option, or, to an open question, if it is empty.
 
     A circular benchmark adds `circular`, the same accuracies over questions: one counts only if all its rows
-    are right.
+    are right. A plain one with yes/no pairs adds `pairs`, where two questions of a pair count as one, right
+    if both are.
     """
-    unmatched = {rule: sum(record["matched"][rule] is None for record in records) for rule in RULES}
+    rules = list(records[0]["matched"])
     result = {
         "n": len(records),
         **_accuracies([[record] for record in records]),
-        "no_match": {rule: count / len(records) for rule, count in unmatched.items()},
+        "no_match": {rule: sum(_unmatched(r, rule) for r in records) / len(records) for rule in rules},
     }
     if records[0]["group"] is not None:
-        questions: dict[int, list[Record]] = defaultdict(list)
-        for record in records:
-            questions[record["group"]].append(record)
-        result["circular"] = {"n": len(questions), **_accuracies(list(questions.values()))}
+        result["circular"] = _together(records, lambda record: record["group"])
+    elif any(record.get("pair") is not None for record in records):
+        result["pairs"] = _together(
+            records, lambda record: record["index"] if record.get("pair") is None else record["pair"]
+        )
     return result
+
+
+def _unmatched(record: Record, rule: str) -> bool:
+    return not record["prediction"] if record["option_logits"] is None else record["matched"][rule] is None
+
+
+def _together(records: list[Record], question_of: Callable[[Record], int]) -> dict[str, Any]:
+    questions: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        questions[question_of(record)].append(record)
+    return {"n": len(questions), **_accuracies(list(questions.values()))}
 
 
 def _accuracies(questions: list[list[Record]]) -> dict[str, Any]:
     def accuracy(right: Callable[[Record], bool]) -> float:
         return sum(all(map(right, rows)) for rows in questions) / len(questions)
 
+    some = questions[0][0]
     return {
-        "generated": {rule: accuracy(partial(generated_right, rule=rule)) for rule in RULES},
-        "option_logits": accuracy(option_logits_right),
+        "generated": {rule: accuracy(partial(generated_right, rule=rule)) for rule in some["matched"]},
+        "option_logits": None if some["option_logits"] is None else accuracy(option_logits_right),
     }
 
 
-def generated_right(record: Record, rule: str) -> bool:
-    """Whether the reply, matched by `rule`, names the right option; no match and a refusal are wrong."""
-    return bool(record["matched"][rule] == record["answer"])
-
-
-def option_logits_right(record: Record) -> bool:
-    """Whether the right option's letter has the highest next-token logit; of equals, the first counts."""
-    logits = record["option_logits"]
-    return bool(max(sorted(logits), key=logits.__getitem__) == record["answer"])
+def _replies(records: list[Record], english: Mapping[int, str]) -> dict[str, Any]:
+    """`empty` and `translations`, shares of replies that are nothing, and that repeat the question (in
+    English or as asked) instead of answering; `reply_languages {code: share}`, the most frequent first."""
+    repeats = [
+        repeats_question(record["prediction"], record["question"], english.get(record["index"]))
+        for record in records
+    ]
+    languages = Counter(reply_language(record["prediction"], record["language"]) for record in records)
+    return {
+        "empty": sum(not record["prediction"] for record in records) / len(records),
+        "translations": sum(repeats) / len(records),
+        "reply_languages": {code: count / len(records) for code, count in languages.most_common()},
+    }

@@ -6,26 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from plast_train.context import Context
-from plast_train.evaluation.benchmarks import read_benchmark
+from plast_train.evaluation.accuracies import BASE, TRAINED
+from plast_train.evaluation.benchmarks import benchmarks_of
 from plast_train.evaluation.evaluate import evaluate as answer
-from plast_train.evaluation.predictions import publish_results
+from plast_train.evaluation.predictions import answers_depend_on, publish_results
 from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.weights import load_layers
 from plast_train.run_folder import read_json
-from plast_train.stages import inputs_of, settings_of
-
-BASE, TRAINED = "base", "plast"
+from plast_train.stages import inputs_of
 
 
 def evaluate(context: Context) -> list[Path]:
-    """Writes `evaluation/predictions/` and `evaluation/results.json` (see `evaluation.scores.results`).
+    """Writes `evaluation/predictions/`, `results.json` and `comparisons.json` (see `publish_results`).
 
     Raises:
         Interrupted: a stop signal came; what was answered is kept.
         UserError: the tokenizer has no token of its own for an option letter.
     """
     config, run, ranks, lvlm = context.config, context.run, context.ranks, context.lvlm
-    benchmarks = [read_benchmark(Path(path)) for path in config.evaluate.benchmarks]
+    benchmarks = benchmarks_of(config.evaluate)
     selection = read_json(run.selection)
     # Generation decodes one token at a time, which block-sparse attention is not made for.
     set_attention: Any = lvlm.model.set_attn_implementation
@@ -46,15 +45,13 @@ def evaluate(context: Context) -> list[Path]:
                 synced=context.partitioned,
             )
     if ranks.is_first:
-        publish_results(run.evaluation, benchmarks, [BASE, TRAINED])
-    return [run.results, run.evaluation / "predictions"]
+        publish_results(run.evaluation, benchmarks, [BASE, TRAINED], config.evaluate.matching)
+    return [run.results, run.evaluation / "comparisons.json", run.evaluation / "predictions"]
 
 
 def _depends_on(context: Context, name: str) -> dict[str, Any]:
-    """What a model's answers depend on; those of the base outlive another training."""
+    """What a model's answers depend on beside the questions; those of the base outlive another training."""
     inputs = inputs_of("evaluate", context.config, context.run, context.base)
     assert inputs is not None
-    weights = inputs.pop("export")
-    model = {"weights": weights if name == TRAINED else context.base["fingerprint"]}
-    batches = {"batch_size": context.config.evaluate.batch_size}
-    return settings_of("evaluate", context.config) | inputs | model | batches
+    weights = inputs["export"] if name == TRAINED else context.base["fingerprint"]
+    return answers_depend_on(context.config.evaluate, context.config.model.dtype, weights)

@@ -1,0 +1,60 @@
+"""The table of one model's scores, at the end of `plast evaluate MODEL`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+from plast_train.evaluation.accuracies import ENGLISH, MEAN, headline_rule, percent
+from plast_train.run_folder import RunFolder, read_json
+
+COLUMNS = ("generated", "logits", "no match", "empty", "repeats", "circular", "and logits")
+EXPLAINED = (
+    "In % of rows. generated: answers right; logits: right by the option letters' logits; no match: replies\n"
+    "that name no option; empty: no reply; repeats: replies that repeat or translate the question instead\n"
+    "of answering. circular: in % of questions, right in every order of their options."
+)
+
+
+def model_tables(run: RunFolder, model: str, rule: str) -> list[str]:
+    """One for each benchmark that the model was evaluated on."""
+    tables = [model_table(name, cells, model, rule) for name, cells in read_json(run.results).items()]
+    return [*tables, EXPLAINED] if tables else tables
+
+
+def model_table(name: str, cells: Mapping[str, Any], model: str, rule: str) -> str:
+    """One line a language, English first, and the mean of the others; `cells` is one benchmark of
+    `evaluation/results.json`."""
+    rows = {
+        language: [float(cells[language]["n"]), *_numbers(cells[language][model], rule)]
+        for language in sorted(cells, key=lambda language: (language != ENGLISH, language))
+    }
+    others = [row for language, row in rows.items() if language != ENGLISH]
+    if others:
+        rows[MEAN] = [math.nan, *(fmean(column) for column in list(zip(*others, strict=True))[1:])]
+    width = max(map(len, ["language", *rows]))
+    circular = any(not math.isnan(row[-2]) for row in rows.values())
+    columns = COLUMNS if circular else COLUMNS[:-2]
+    lines = [f"{name}: {model}", f"{'language':{width}}{'rows':>6}" + "".join(f"{c:>11}" for c in columns)]
+    for label, (count, *shown) in rows.items():
+        cells_of_row = "".join(f"{percent(value):>11}" for value in shown[: len(columns)])
+        lines.append(f"{label:{width}}{'' if math.isnan(count) else int(count):>6}{cells_of_row}")
+    return "\n".join(lines)
+
+
+def _numbers(scores: Mapping[str, Any], rule: str) -> list[float]:
+    """In the order of COLUMNS; NaN where there is no such score."""
+    rule = headline_rule(scores["generated"], rule)
+    circular = scores.get("circular")
+    found = [
+        scores["generated"][rule],
+        scores["option_logits"],
+        scores["no_match"][rule],
+        scores["empty"],
+        scores["translations"],
+        circular and circular["generated"][rule],
+        circular and circular["option_logits"],
+    ]
+    return [math.nan if value is None else value for value in found]
