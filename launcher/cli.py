@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from plast_train.errors import UserError, nearest
 
-STAGES = ("collect", "select", "train", "export", "evaluate", "report")
+STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
 
 class Parser(argparse.ArgumentParser):
@@ -260,6 +260,7 @@ STAGE_SUMMARIES = {
     "train": "train the selected layers to translate questions into English",
     "export": "write the trained model as a Hugging Face folder",
     "evaluate": "score the base and the trained model on the benchmarks",
+    "analyse": "attention maps, knocked-out layers, stability, representations, neurons of languages",
     "report": "write one HTML page about the run",
 }
 COMMANDS = {

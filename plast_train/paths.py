@@ -35,7 +35,11 @@ def resolve_paths(config: Config) -> Config:
         train = train.model_copy(update={"deepspeed": _absolute(train.deepspeed)})
     benchmarks = [_absolute(path) for path in config.evaluate.benchmarks]
     evaluate = config.evaluate.model_copy(update={"benchmarks": benchmarks})
-    return config.model_copy(update={"data": data, "model": model, "train": train, "evaluate": evaluate})
+    boxes = config.analyse.boxes
+    analyse = config.analyse.model_copy(update={"boxes": boxes and _absolute(boxes)})
+    return config.model_copy(
+        update={"data": data, "model": model, "train": train, "evaluate": evaluate, "analyse": analyse}
+    )
 
 
 def cache_folder() -> Path:
