@@ -212,7 +212,7 @@ def legend(figure: Figure, axes: Axes, columns: int) -> None:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Writes and returns `stem.png` and `stem.svg`."""
-    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
+    png, svg = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
     for path, options in (
         (png, {"dpi": 300, "metadata": {"Software": None}}),
         (svg, {"metadata": {"Date": None}}),
