@@ -60,6 +60,7 @@ def heat_picture(
         for axes in panels:
             axes.set_xticks([])
             axes.set_yticks([])
+            axes.spines[:].set_visible(False)
             if box is not None:
                 axes.contour(box, [0.5], colors=["white"], linewidths=2.0)
                 axes.contour(box, [0.5], colors=["black"], linewidths=0.9, linestyles=["dashed"])

@@ -65,6 +65,7 @@ def knockout(context: Context) -> dict[str, Any]:
     for name in dict.fromkeys(benchmark.name for benchmark in benchmarks):
         numbers = _numbers(items, name)
         found[name] = {
+            "figure": plain_name(name),
             "items": [items.questions[n].item.index for n in next(iter(numbers.values()))],
             "languages": list(numbers),
             "intact": {model: _sums(skipped[model][INTACT], numbers) for model in MODELS},
@@ -128,6 +129,11 @@ def skipped_layer(decoder: Sequence[nn.Module], number: int, given: torch.Tensor
     finally:
         for layer in replaced:
             del layer.forward  # the class's own again
+
+
+def plain_name(name: str) -> str:
+    """A benchmark's name as part of a file's name."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
 def _numbers(items: OptionItems, benchmark: str) -> dict[str, list[int]]:

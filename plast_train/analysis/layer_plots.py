@@ -109,7 +109,7 @@ def _representation(tree: Tree) -> dict[str, Figure]:
 def _knockout(tree: Tree) -> dict[str, Figure]:
     """For each benchmark and model the accuracy that each language loses with each layer skipped."""
     figures = {}
-    for name, benchmark in tree["benchmarks"].items():
+    for benchmark in tree["benchmarks"].values():
         figure, panels = _two_panels(tree["layers"], 3.8)
         items = len(benchmark["items"])
         for axes, model in zip(panels, (BASE, TRAINED), strict=True):
@@ -124,7 +124,7 @@ def _knockout(tree: Tree) -> dict[str, Figure]:
             mark_selected(axes, tree["selected_layers"])
         panels[-1].set_xlabel(f"decoder layer skipped ({items} items in each language)")
         _joint_legend(figure, panels[:1], 4)
-        figures[f"knockout-{_plain(name)}"] = figure
+        figures[f"knockout-{benchmark['figure']}"] = figure
     return figures
 
 
@@ -191,8 +191,3 @@ def _joint_legend(figure: Figure, panels: Sequence[Axes], columns: int) -> None:
         columnspacing=1.0,
         handletextpad=0.5,
     )
-
-
-def _plain(name: str) -> str:
-    """A benchmark's name as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
