@@ -32,7 +32,7 @@ def _neurons(tree: Tree, folder: Path) -> str:
     text = (
         f"By the LAPE rule {len(tree['specific'])} of {tree['layers'] * tree['neurons_per_layer']:,} FFN "
         f"neurons of the base ({tree['share']:.2%} were asked for) are specific to languages: those of "
-        "lowest entropy over the languages' activation probabilities. A neuron of two languages counts for both."
+        "lowest entropy over the languages' activation probabilities. One of two languages counts for both."
     )
     return _part("Language-specific neurons", text, folder, {"Specific neurons per layer": "neurons"})
 

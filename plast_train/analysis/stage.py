@@ -51,8 +51,8 @@ ANALYSES = {
     "neurons": Analysis(
         neurons, ("data.languages", "analyse.neuron"), ("collect", "select"), whole_weights=False
     ),
-    "stability": Analysis(stability, _PROBE, _MODEL),
-    "representation": Analysis(representation, _PROBE, _MODEL),
+    "stability": Analysis(stability, _PROBE, _MODEL, whole_weights=False),
+    "representation": Analysis(representation, _PROBE, _MODEL, whole_weights=False),
     "knockout": Analysis(
         knockout,
         (
@@ -63,6 +63,7 @@ ANALYSES = {
             "analyse.tokens_per_row",
         ),
         ("base", "select", "export", "*"),
+        whole_weights=False,
     ),
     "attention": Analysis(
         attention,
