@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from plast_train.errors import UserError, nearest
 
-STAGES = ("collect", "select", "train", "export", "evaluate", "report")
+STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
 
 class Parser(argparse.ArgumentParser):
@@ -227,6 +227,37 @@ def _status(arguments: argparse.Namespace) -> int:
     return run_status(arguments.run, arguments.json)
 
 
+def _attention_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a trained run")
+    parser.add_argument("--question", metavar="ID", required=True, help="a record's id (RUN/records.jsonl)")
+    parser.add_argument(
+        "--layer",
+        metavar="L",
+        type=_layer,
+        nargs="+",
+        default=[],
+        help="decoder layers, 0-based (the middle)",
+    )
+    parser.add_argument(
+        "--language", metavar="LANG", nargs="+", default=[], help="languages (all of the run)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="for the pictures (RUN/analysis/attention)")
+
+
+def _layer(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a layer's number, 0 or more")
+    return int(text)
+
+
+def _attention(arguments: argparse.Namespace) -> int:
+    from launcher.attention import draw_attention
+
+    return draw_attention(
+        arguments.run, arguments.question, arguments.language, arguments.layer, arguments.out
+    )
+
+
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
@@ -303,6 +334,7 @@ STAGE_SUMMARIES = {
     "train": "train the selected layers to translate questions into English",
     "export": "write the trained model as a Hugging Face folder",
     "evaluate": "score the base and the trained model on the benchmarks",
+    "analyse": "attention maps, knocked-out layers, stability, representations, neurons of languages",
     "report": "write one HTML page about the run",
 }
 COMMANDS = {
@@ -318,6 +350,9 @@ COMMANDS = {
     "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
     "status": Command(
         "what a run has done, how far it is, and why it was restarted", _status_arguments, _status
+    ),
+    "attention": Command(
+        "draw where in its image the replies to a question come from", _attention_arguments, _attention
     ),
     "doctor": Command("check this machine and say what to mend", _doctor_arguments, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),

@@ -16,7 +16,7 @@ from launcher.metrics_file import last_metrics
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder
 
-STAGES = ("collect", "select", "train", "export", "evaluate", "report")
+STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 # The owner of a run folder gives a sign every 5 s; machines' clocks may differ a little.
 SECONDS_OF_SILENCE = 30.0
 

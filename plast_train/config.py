@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -119,6 +119,46 @@ class EvaluateConfig(Section):
     max_new_tokens: int = Field(16, ge=1)
 
 
+AnalysisName = Literal["neurons", "stability", "representation", "knockout", "attention"]
+
+
+class AnalyseConfig(Section):
+    analyses: list[AnalysisName] = Field(
+        default_factory=lambda: list(get_args(AnalysisName)),
+        description="which are made; an empty list makes none",
+    )
+    records: int = Field(100, ge=2, description="probe records for `stability` and `representation`")
+    items: int = Field(
+        100, ge=1, description="items of each benchmark for `knockout`, the same in each language"
+    )
+    tokens_per_row: int = Field(4096, ge=64, description="rows of the three analyses above")
+    attention_records: int = Field(
+        8, ge=1, description="records with an image for `attention`, held-back ones if there are any"
+    )
+    attention_layer: int | None = Field(
+        None, ge=0, description="0-based layer of the pictures; default: the middle one"
+    )
+    pictures: int = Field(4, ge=0, description="attention maps drawn in the run")
+    boxes: str | None = Field(
+        None, description="JSON lines of `id` and `box`: where the object that a question asks about is"
+    )
+    neuron_share: float = Field(
+        0.01,
+        gt=0.0,
+        le=1.0,
+        description="share of all neurons, those of lowest entropy, that count as specific",
+    )
+    neuron_percentile: float = Field(
+        0.95, gt=0.0, lt=1.0, description="of all activation probabilities; a language's neurons lie above it"
+    )
+
+    @model_validator(mode="after")
+    def analyses_are_named_once(self) -> AnalyseConfig:
+        if len(set(self.analyses)) != len(self.analyses):
+            raise ValueError(f"analyse.analyses names an analysis twice: {self.analyses}")
+        return self
+
+
 class Config(Section):
     seed: int = Field(0, ge=0)
     model: ModelConfig
@@ -128,6 +168,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    analyse: AnalyseConfig = AnalyseConfig()
     watchdog_minutes: float = Field(
         30.0, gt=0.0, description="a run in which no rank has moved for so long is ended"
     )

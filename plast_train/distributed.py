@@ -75,6 +75,10 @@ class Ranks:
         dist.all_reduce(summed)
         return summed.to(tensor.device)
 
+    def share(self, tensor: torch.Tensor) -> None:
+        """Overwrites the tensor, which lies on this rank's device, with rank 0's."""
+        dist.broadcast(tensor, src=0)
+
     def should_stop(self) -> bool:
         """Whether any rank was signalled to stop: all ranks get the same answer at the same place. A rank
         that asks is alive."""

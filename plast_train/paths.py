@@ -40,7 +40,11 @@ def resolve_paths(config: Config) -> Config:
             "image_root": config.evaluate.image_root and _absolute(config.evaluate.image_root),
         }
     )
-    return config.model_copy(update={"data": data, "model": model, "train": train, "evaluate": evaluate})
+    boxes = config.analyse.boxes
+    analyse = config.analyse.model_copy(update={"boxes": boxes and _absolute(boxes)})
+    return config.model_copy(
+        update={"data": data, "model": model, "train": train, "evaluate": evaluate, "analyse": analyse}
+    )
 
 
 def cache_folder() -> Path:

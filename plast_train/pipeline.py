@@ -18,6 +18,7 @@ from pathlib import Path
 
 from plast_train.activations.collect import collect
 from plast_train.analysis.report import report
+from plast_train.analysis.stage import analyse
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.distributed import Ranks, end_ranks, start_ranks
@@ -39,6 +40,7 @@ FUNCTIONS: dict[str, Callable[[Context], list[Path]]] = {
     "train": train,
     "export": export,
     "evaluate": evaluate,
+    "analyse": analyse,
     "report": report,
 }
 

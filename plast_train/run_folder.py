@@ -85,6 +85,10 @@ class RunFolder:
         return self.path / "evaluation" / "results.json"
 
     @property
+    def analysis(self) -> Path:
+        return self.path / "analysis"
+
+    @property
     def report(self) -> Path:
         return self.path / "report"
 

@@ -13,7 +13,7 @@ from typing import Any
 from plast_train.config import Config
 from plast_train.run_folder import RunFolder, content_hash, sha256_of
 
-STAGES = ("collect", "select", "train", "export", "evaluate", "report")
+STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
 # Dotted config keys whose change makes a stage's result another one. How a result is reached (ZeRO stage,
 # recompute, checkpoint intervals, batch size of generation) is not among them.
@@ -44,6 +44,20 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "evaluate.max_new_tokens",
         "evaluate.localised_instruction",
     ),
+    # Partitioned weights leave some analyses out, so the DeepSpeed configuration is among these.
+    "analyse": (
+        "seed",
+        "model.dtype",
+        "data.languages",
+        "probe.records",
+        "probe.position",
+        "selection",
+        "train.validation_records",
+        "train.deepspeed",
+        "evaluate.max_new_tokens",
+        "evaluate.localised_instruction",
+        "analyse",
+    ),
     "report": (),
 }
 
@@ -54,7 +68,8 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "train": ("select",),
     "export": ("train",),
     "evaluate": ("export",),
-    "report": ("select", "train", "evaluate"),
+    "analyse": ("collect", "select", "export"),
+    "report": ("select", "train", "evaluate", "analyse"),
 }
 
 
@@ -67,10 +82,12 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
 def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> dict[str, str] | None:
     """Hashes of what the stage reads; None while a stage it needs has not finished."""
     inputs: dict[str, str] = {}
-    if stage in ("collect", "train"):
+    if stage in ("collect", "train", "analyse"):
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
-    if stage == "evaluate":
-        inputs = {str(Path(p).name): content_hash(Path(p)) for p in config.evaluate.benchmarks}
+    if stage in ("evaluate", "analyse"):
+        inputs |= {str(Path(p).name): content_hash(Path(p)) for p in config.evaluate.benchmarks}
+    if stage == "analyse" and config.analyse.boxes is not None:
+        inputs["boxes"] = sha256_of(Path(config.analyse.boxes))
     for needed in _NEEDS[stage]:
         record = run.record(needed)
         if record is None:

@@ -19,14 +19,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from plast_train.activations.counts import ActivationCounts, GateCounter, index_row
+from plast_train.activations.counts import ActivationCounts
+from plast_train.activations.probing import counting, empty_counts, probe_rows
 from plast_train.context import Context
-from plast_train.data.images import load_image
-from plast_train.data.packing import deal, fill_rows, lay_out
+from plast_train.data.packing import deal
 from plast_train.data.sampling import probe_records
-from plast_train.data.token_tree import TokenTree, grow_tree
+from plast_train.data.token_tree import TokenTree
 from plast_train.errors import Interrupted, UserError
-from plast_train.lvlm.forward import forward_ready, row_inputs
 from plast_train.run_folder import publish_bytes
 from plast_train.stages import inputs_of, settings_of
 
@@ -42,9 +41,9 @@ def collect(context: Context) -> list[Path]:
     """
     config, run, ranks = context.config, context.run, context.ranks
     numbers = probe_records(len(context.records), config.probe.records, config.seed)
-    rows = fill_rows(_probe_trees(context, numbers), config.probe.tokens_per_row)
+    rows = probe_rows(context.prompter, context.records, numbers, config.probe.tokens_per_row)
     parts = _Parts(run.activation_parts, _identity(context), ranks.rank, ranks.world)
-    counts = _empty_counts(context, len(numbers))
+    counts = empty_counts(context.lvlm, len(numbers), len(config.data.languages), ranks.device)
     done = ranks.broadcast(parts.rows_done() if ranks.is_first else None)
     _count_rows(context, numbers, rows, counts, parts, done)
     ranks.barrier()
@@ -58,23 +57,6 @@ def collect(context: Context) -> list[Path]:
     return [run.statistics]
 
 
-def _probe_trees(context: Context, numbers: Sequence[int]) -> list[TokenTree]:
-    """One tree a record: its question in every language, in config order."""
-    return [grow_tree(group) for group in context.prompter.probes(context.records, numbers)]
-
-
-def _empty_counts(context: Context, records: int) -> ActivationCounts:
-    text = context.lvlm.config["text_config"]
-    return ActivationCounts.zeros(
-        records,
-        text["num_hidden_layers"],
-        len(context.config.data.languages),
-        text["intermediate_size"],
-        context.ranks.device,
-    )
-
-
-@torch.no_grad()
 def _count_rows(
     context: Context,
     numbers: Sequence[int],
@@ -84,24 +66,15 @@ def _count_rows(
     done: set[int],
 ) -> None:
     """Runs this rank's share of the rows that are not done through the model."""
-    ranks, lvlm = context.ranks, context.lvlm
-    slots = {number: slot for slot, number in enumerate(numbers)}
+    ranks = context.ranks
     english = context.config.data.languages.index("en")
     todo = [row for number, row in enumerate(rows) if number not in done]
     names = [number for number in range(len(rows)) if number not in done]
-    gates = [lvlm.family.gate(layer) for layer in lvlm.family.layers(lvlm.model)]
-    counter = GateCounter(counts)
     records_done = len(numbers) - sum(len(row) for row in todo)
     progress = ranks.progress("collect", len(numbers), "records", records_done)
-    # Without its head: nothing is predicted here.
-    body = lvlm.model.get_submodule("model")
-    with forward_ready(body, context.deepspeed) as model, counter.attached(gates), progress:
+    with counting(context.lvlm, counts, numbers, english, context.deepspeed) as count, progress:
         for turn in deal(todo, ranks.rank, ranks.world):
-            row = lay_out(turn.trees)
-            where = index_row(row, slots, english, ranks.device) if turn.counts else None
-            images = lvlm.pixel_values([load_image(path) for path in row.images]) if row.images else None
-            with counter.watch(where):
-                model(**row_inputs(model, row, images), use_cache=False)
+            count(turn)
             if turn.counts:
                 parts.rows.append(names[turn.number])
             progress.add(min(ranks.world * len(turn.trees), len(numbers) - progress.done))

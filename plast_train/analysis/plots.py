@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from plast_train.evaluation.accuracies import ENGLISH
 from plast_train.run_folder import publish_bytes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,7 +30,7 @@ SELECTED, PASSED_OVER, SHADE = "#882255", "#7F7F7F", "#DCE8F2"
 WIDTH = 3.35  # inches: one column of a two-column paper
 LOG_SCALE_FROM = 30.0  # the largest MSD over the threshold's from which a linear axis hides the small ones
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
@@ -47,10 +48,10 @@ _STYLE: Any = {
 def plot_layers(summary: Mapping[str, Any], selection: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes `overlap` and `msd`, each `.png` and `.svg`, into `folder` from `summary.json` and
     `selection.json`. Returns the four paths."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return [
-            *_save(overlap_figure(summary, selection), folder / "overlap"),
-            *_save(msd_figure(summary, selection), folder / "msd"),
+            *save(overlap_figure(summary, selection), folder / "overlap"),
+            *save(msd_figure(summary, selection), folder / "msd"),
         ]
 
 
@@ -60,23 +61,15 @@ def overlap_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> 
     kind = selection["options"]["overlap"]
     curves = summary["overlap" if kind == "english" else "jaccard"]
     languages = [language for language in summary["languages"] if language != "en"]
-    figure, axes = _layer_axes(summary["layers"], 2.7)
-    for i, language in enumerate(languages):
-        axes.plot(
-            curves[language],
-            STYLES[i // len(COLOURS) % len(STYLES)],
-            color=COLOURS[i % len(COLOURS)],
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=2.8,
-            linewidth=0.8,
-            label=language,
-        )
+    figure, axes = layer_axes(summary["layers"], 2.7)
+    for language in languages:
+        axes.plot(curves[language], label=language, **language_line(language, languages))
     axes.plot(selection["curve"], color="black", linewidth=1.5, label="mean")
     axes.axhline(selection["plateau"], color="black", linewidth=0.8, linestyle=":", label="plateau")
     axes.set_ylabel("overlap with English" if kind == "english" else "Jaccard index with English")
-    _shade(axes, selection["candidates"])
-    _mark_selected(axes, selection["selected_layers"])
-    _legend(figure, axes, columns=4)
+    shade(axes, selection["candidates"])
+    mark_selected(axes, selection["selected_layers"])
+    legend(figure, axes, columns=4)
     return figure
 
 
@@ -84,7 +77,7 @@ def msd_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> Figu
     """One stem a layer; the selected ones coloured, the threshold dashed, candidates shaded."""
     msd, threshold = summary["msd"], selection["threshold"]
     selected = selection["selected_layers"]
-    figure, axes = _layer_axes(summary["layers"], 2.4)
+    figure, axes = layer_axes(summary["layers"], 2.4)
     log = threshold is not None and max(msd) > LOG_SCALE_FROM * threshold and min(msd) > 0
     floor = min(msd) / 2 if log else 0.0
     groups: dict[str, tuple[list[int], str, str]] = {
@@ -102,15 +95,15 @@ def msd_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> Figu
     axes.set_yscale("log" if log else "linear")
     axes.set_ylim(bottom=floor)
     axes.set_ylabel("MSD (neurons²" + (", log scale)" if log else ")"))
-    _shade(axes, selection["candidates"])
-    _legend(figure, axes, columns=2)
+    shade(axes, selection["candidates"])
+    legend(figure, axes, columns=2)
     return figure
 
 
 def plot_training(metrics: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
     """Writes and returns `stem.png` and `stem.svg`: the loss of each step and the validation loss, the
     mean over languages, where it was measured. `metrics` are the lines of metrics.jsonl."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([m["step"] for m in metrics], [m["loss"] for m in metrics], color="#56B4E9", linewidth=0.9)
@@ -124,14 +117,14 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], stem: Path) -> list[Path
         axes.set_ylabel("loss (nats a token)")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.3, color="#CCCCCC")
-        _legend(figure, axes, columns=2)
-        return _save(figure, stem)
+        legend(figure, axes, columns=2)
+        return save(figure, stem)
 
 
 def plot_accuracies(rows: Mapping[str, Sequence[float]], stem: Path) -> list[Path]:
     """Writes and returns `stem.png` and `stem.svg`: for each language of `rows` its accuracy (fractions
     of 1) with the base and with the trained model, joined by a line."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         heights = range(len(rows))
@@ -143,27 +136,50 @@ def plot_accuracies(rows: Mapping[str, Sequence[float]], stem: Path) -> list[Pat
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("accuracy of generated answers (%)")
         axes.grid(axis="x", linewidth=0.3, color="#CCCCCC")
-        _legend(figure, axes, columns=2)
-        return _save(figure, stem)
+        legend(figure, axes, columns=2)
+        return save(figure, stem)
 
 
-def _layer_axes(layers: int, height: float) -> tuple[Figure, Axes]:
+def line_of(number: int) -> dict[str, Any]:
+    """Line style, colour and marker of the `number`-th line of a figure."""
+    return {
+        "linestyle": STYLES[number // len(COLOURS) % len(STYLES)],
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markersize": 2.8,
+        "linewidth": 0.8,
+    }
+
+
+def language_line(language: str, languages: Sequence[str]) -> dict[str, Any]:
+    """How the language's line is drawn in every figure of a run; English is black."""
+    if language == ENGLISH:
+        return line_of(0) | {"color": "black", "marker": "x", "linestyle": "-"}
+    return line_of([other for other in languages if other != ENGLISH].index(language))
+
+
+def layer_axes(layers: int, height: float) -> tuple[Figure, Axes]:
+    """A figure of one column's width and `height` inches whose x axis are the decoder's layers."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
+    dress_layers(axes, layers)
+    return figure, axes
+
+
+def dress_layers(axes: Axes, layers: int) -> None:
     axes.set_xlabel("decoder layer")
     axes.set_xlim(-0.6, layers - 0.4)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
     axes.grid(axis="y", linewidth=0.3, color="#CCCCCC")
     axes.set_axisbelow(True)
-    return figure, axes
 
 
-def _shade(axes: Axes, candidates: Sequence[int]) -> None:
+def shade(axes: Axes, candidates: Sequence[int]) -> None:
     if candidates:
         axes.axvspan(-0.6, max(candidates) + 0.5, color=SHADE, zorder=0, label="candidates")
 
 
-def _mark_selected(axes: Axes, selected: Sequence[int]) -> None:
+def mark_selected(axes: Axes, selected: Sequence[int]) -> None:
     """Triangles standing on the layer axis, in a band made free of data for them."""
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.08 * (high - low), high)
@@ -179,7 +195,8 @@ def _mark_selected(axes: Axes, selected: Sequence[int]) -> None:
     )
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+def legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """The axes' legend, above the figure."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
@@ -193,8 +210,9 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
     )
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes and returns `stem.png` and `stem.svg`."""
+    png, svg = (stem.with_name(stem.name + ending) for ending in (".png", ".svg"))
     for path, options in (
         (png, {"dpi": 300, "metadata": {"Software": None}}),
         (svg, {"metadata": {"Date": None}}),

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from plast_train.analysis.analysis_section import analyses_section
 from plast_train.analysis.html_page import facts, figures, page, table
 from plast_train.analysis.plots import plot_accuracies, plot_training
 from plast_train.config import Config
@@ -41,6 +42,7 @@ def write_report(config: Config, run: RunFolder) -> None:
     sections = [
         *_accuracy_sections(config, run),
         _layer_section(run),
+        analyses_section(run),
         _training_section(run),
         _run_section(run),
     ]

@@ -43,6 +43,7 @@ class Family:
     decoder_path: str
     vision_path: str
     gate_path: str
+    attention_norm_path: str
     chat: ChatFormat
 
     def decoder(self, model: nn.Module) -> nn.Module:
@@ -56,6 +57,10 @@ class Family:
     def gate(self, layer: nn.Module) -> nn.Module:
         """The module whose output is the gate's activation `act(W_gate x)` (arXiv 2508.18381)."""
         return layer.get_submodule(self.gate_path)
+
+    def attention_norm(self, layer: nn.Module) -> nn.Module:
+        """The norm after the layer's attention, before its FFN."""
+        return layer.get_submodule(self.attention_norm_path)
 
 
 # The sentence and the turns of LLaVA-1.5.
@@ -73,6 +78,7 @@ FAMILIES = {
         decoder_path="model.language_model",
         vision_path="model.vision_tower",
         gate_path="mlp.act_fn",
+        attention_norm_path="post_attention_layernorm",
         chat=LLAVA_CHAT,
     ),
 }

@@ -74,6 +74,15 @@ class Prompter:
             for number in numbers
         )
 
+    def prompts(self, asked: Iterable[tuple[Key, str, str | None]]) -> list[TokenSequence]:
+        """For each key, whole prompt and image (or None) its sequence, read at the last prompt position. Its
+        `question` is everything after the chat's opening."""
+        texts = [
+            [_Text(key, prompt, "", (len(self.chat.opening(image is not None)), len(prompt)), image)]
+            for key, prompt, image in asked
+        ]
+        return [sequence for group in self._tokenised(iter(texts)) for sequence in group]
+
     def _text(self, key: Key, instruction: str, record: Record, reply: str, image: str | None) -> _Text:
         """`instruction` has the question's place as `{question}`."""
         question = record.questions[self.languages[key.language]]

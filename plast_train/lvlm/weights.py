@@ -7,7 +7,7 @@ data (https://huggingface.co/docs/safetensors).
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,20 @@ def load_layers(lvlm: Lvlm, folder: Path, layers: Sequence[int], ranks: Ranks) -
             if not partitioned or ranks.is_first:
                 with safe_open(stored[name].file, "pt") as file:
                     parameter.copy_(file.get_tensor(stored[name].key))
+
+
+def put_weights(
+    parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[str, torch.Tensor], ranks: Ranks
+) -> None:
+    """Gives parameters rank 0's `weights` of the same names, in the parameters' dtype; other ranks may give
+    none. Works on whole and on partitioned (ZeRO-3) weights; called by every rank."""
+    for name, parameter in parameters.items():
+        partitioned = hasattr(parameter, "ds_id")
+        with torch.no_grad(), _whole(parameter, partitioned):
+            if ranks.is_first:
+                parameter.copy_(weights[name])
+            if not partitioned:
+                ranks.share(parameter.data)
 
 
 def _whole(parameter: torch.nn.Parameter, partitioned: bool) -> Any:

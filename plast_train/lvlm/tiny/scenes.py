@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from plast_train.lvlm.tiny.languages import KINDS, WORDINGS, Subject
 from plast_train.lvlm.tiny.words import COLOURS, NUMBERS, PLACES, SHAPES, YES_NO
@@ -93,6 +93,14 @@ def render(scene: Scene) -> Image.Image:
     return canvas.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
 
 
+def bounds(scene: Scene, thing: Thing) -> tuple[int, int, int, int]:
+    """The thing's box in the rendered scene: left, top, right, bottom in pixels, the last two outside it."""
+    alone = render(Scene((thing,), scene.background))
+    found = ImageChops.difference(alone, render(Scene((), scene.background))).getbbox()
+    assert found is not None, "a thing has pixels"
+    return found
+
+
 def _draw(pen: ImageDraw.ImageDraw, thing: Thing, x: float, y: float, r: float, paper: tuple) -> None:
     if thing.shape in ("circle", "ring", "moon"):
         pen.ellipse((x - r, y - r, x + r, y + r), fill=thing.rgb)
@@ -145,6 +153,16 @@ def query(rng: random.Random, scene: Scene, kind: str) -> Query | None:
         return None
     subject, answer = found
     return Query(kind, rng.randrange(WORDINGS), subject, answer, _options(rng, scene, answer))
+
+
+def asked_about(scene: Scene, asked: Query) -> Thing | None:
+    """The one thing that the question is about; None where it counts things or asks for an absent one."""
+    if asked.kind == "exists":
+        return next((t for t in scene.things if (t.colour, t.shape) == asked.subject), None)
+    if not asked.kind.endswith((" shape", " colour", " place")) or asked.kind.startswith("count"):
+        return None
+    given = asked.kind.rsplit(" ", 1)[1]
+    return next(thing for thing in scene.things if getattr(thing, given) == asked.subject)
 
 
 def any_query(rng: random.Random, scene: Scene, kinds: Sequence[str] = KINDS) -> Query:

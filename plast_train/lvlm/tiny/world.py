@@ -8,7 +8,16 @@ import random
 from pathlib import Path
 
 from plast_train.lvlm.tiny.languages import KINDS, ask
-from plast_train.lvlm.tiny.scenes import Query, Scene, any_query, draw_scene, query, render
+from plast_train.lvlm.tiny.scenes import (
+    Query,
+    Scene,
+    any_query,
+    asked_about,
+    bounds,
+    draw_scene,
+    query,
+    render,
+)
 from plast_train.lvlm.tiny.words import LANGUAGES, answer_text
 
 RECORDS = 900
@@ -32,16 +41,17 @@ COLUMNS = (
 
 
 def draw_world(folder: Path, seed: int) -> None:
-    """Write `questions.jsonl`, `images/` and two benchmarks into `folder`; the same for the same seed.
+    """Write questions, boxes, images and two benchmarks into `folder`; the same for the same seed.
 
-    `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training. Each TSV holds the same
+    `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training, `boxes.jsonl` where the
+    object is that a question is about, for those that are about one. Each TSV holds the same
     288 multiple-choice items (METHOD §5), about other images than the questions: in `tiny_{language}.tsv`
     with the options translated, too (as in MMBench), in `tiny-english-options_{language}.tsv` with English
     ones (as xGQA's answers are).
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"tiny world, tuning, {seed}")
-    lines = []
+    lines, boxes = [], []
     for number in range(RECORDS // RECORDS_PER_IMAGE):
         scene = draw_scene(rng, "tuning")
         name = f"images/tiny-{number:04d}.png"
@@ -56,7 +66,11 @@ def draw_world(folder: Path, seed: int) -> None:
                 "answer": answer_text("en", asked.answer),
             }
             lines.append(json.dumps(record, ensure_ascii=False))
+            thing = asked_about(scene, asked)
+            if thing is not None:
+                boxes.append(json.dumps({"id": record["id"], "box": bounds(scene, thing)}))
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "boxes.jsonl").write_text("\n".join(boxes) + "\n", encoding="utf-8")
     items = benchmark_items(seed)
     for language in LANGUAGES:
         _write_benchmark(folder / f"tiny_{language}.tsv", items, language, language)

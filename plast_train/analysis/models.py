@@ -1,0 +1,73 @@
+"""The run's model as it was before and after training, and at each checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from plast_train.context import Context
+from plast_train.errors import UserError
+from plast_train.evaluation.accuracies import BASE, TRAINED
+from plast_train.lvlm.attention import implementation_for
+from plast_train.lvlm.freezing import trainable_parameters
+from plast_train.lvlm.loading import Lvlm
+from plast_train.lvlm.weights import load_layers, put_weights
+from plast_train.run_folder import read_json
+from plast_train.training.checkpoint_files import BrokenCheckpoint, checkpoints, read_manifest
+from plast_train.training.checkpoints import load_masters
+
+MODELS = (BASE, TRAINED)
+
+
+def selected_layers(context: Context) -> list[int]:
+    return list(read_json(context.run.selection)["selected_layers"])
+
+
+def become(context: Context, name: str, layers: list[int] | None = None) -> Lvlm:
+    """Gives the model the weights of `base` or `plast` (what was trained), or of these layers alone. Called
+    by every rank."""
+    folder = context.run.export if name == TRAINED else context.lvlm.path
+    load_layers(context.lvlm, folder, selected_layers(context) if layers is None else layers, context.ranks)
+    return context.lvlm
+
+
+def for_rows(context: Context) -> Lvlm:
+    """The model with the attention implementation that packed rows are run with."""
+    return _attend(context.lvlm, implementation_for(context.ranks.device))
+
+
+def for_sequences(lvlm: Lvlm) -> Lvlm:
+    """The model with an attention implementation that is made for single sequences and for gradients."""
+    return _attend(lvlm, "sdpa")
+
+
+def _attend(lvlm: Lvlm, implementation: str) -> Lvlm:
+    set_attention: Any = lvlm.model.set_attn_implementation
+    set_attention({"text_config": implementation, "vision_config": "sdpa"})
+    return lvlm
+
+
+def each_checkpoint(context: Context) -> Iterator[int]:
+    """The step of each checkpoint that is kept, ascending; the model has its weights then. One that is broken
+    or trains other weights is passed over, loudly. Called by every rank."""
+    selection = read_json(context.run.selection)
+    layers, modules = list(selection["selected_layers"]), selection["modules"]
+    parameters = trainable_parameters(context.lvlm.model, context.lvlm.family, layers, modules)
+    found = context.ranks.on_first(lambda: checkpoints(context.run.checkpoints)[::-1])
+    for path in found:
+        step, masters = None, {}
+        if context.ranks.is_first:
+            try:
+                manifest = read_manifest(path)
+                if manifest["base"] != context.base["fingerprint"] or set(manifest["parameters"]) != set(
+                    parameters
+                ):
+                    raise UserError(f"{path}: is not of this run's base and layers")
+                step, masters = int(manifest["step"]), load_masters(path)
+            except (UserError, BrokenCheckpoint) as error:
+                step = None
+                context.ranks.say(f"WARNING: {path.name} is left out of the analysis: {error}")
+        step = context.ranks.broadcast(step)
+        if step is not None:
+            put_weights(parameters, masters, context.ranks)
+            yield step
