@@ -32,7 +32,7 @@ from launcher.run import run_stages
 torchrun.PIPELINE = "faulty_ranks"
 from launcher import cli
 cli.COMMANDS["some"] = cli.Command("", cli._run_arguments, cli._run(tuple(sys.argv.pop(1).split(","))))
-sys.exit(cli.main())
+cli.plast()
 """
 
 
