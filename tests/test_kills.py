@@ -33,7 +33,7 @@ def test_killed_runs_end_as_if_left_alone(tmp_path: Path, kills: int, seed: int)
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root.parent), str(root)])},
         capture_output=True,
         text=True,
-        timeout=3600,
+        timeout=7200,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     figures = json.loads(done.stdout.splitlines()[-1])
