@@ -51,6 +51,15 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
+def plast() -> NoReturn:
+    """The command itself: `main`, and an end at once. Where torch is imported Python's own end takes seconds
+    on a busy machine, and whoever waits for a failed run to restart it waits for them too."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 when done, 2 for what the user can mend, 1 otherwise."""
     try:
@@ -360,4 +369,4 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    plast()

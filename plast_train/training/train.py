@@ -113,8 +113,13 @@ def _prepare(
 
 
 def _resume(training: Training) -> int:
-    """The step to go on from, after loading the newest whole checkpoint if there is one."""
+    """The step to go on from, after loading the newest whole checkpoint if there is one.
+
+    Random numbers begin with the seed: what this process did before, which differs between a run in one go
+    and one that goes on here, has no say. A checkpoint brings its own.
+    """
     ranks, folder = training.ranks, training.run.checkpoints
+    torch.manual_seed(training.config.seed + ranks.rank)
     checkpoints.settle(folder, ranks)
     if ranks.is_first:
         _set_aside(training, folder)

@@ -56,6 +56,11 @@ def test_description(images: Images) -> None:
     assert labels["licenses"] == project["license"]
 
 
+def test_size(images: Images) -> None:
+    """The README states it: 1.50 GB."""
+    assert images.inspect()["Size"] < 1.6e9
+
+
 def test_contents(images: Images, runs: Path) -> None:
     """No compiler, no pip, nothing of the machine that built it."""
     # Where the build was lent this machine's packages, empty places are left.
