@@ -134,9 +134,6 @@ class AnalyseConfig(Section):
         None, ge=0, description="0-based layer of the pictures; default: the middle one"
     )
     pictures: int = Field(4, ge=0, description="attention maps drawn in the run")
-    boxes: str | None = Field(
-        None, description="JSON lines of `id` and `box`: where the object that a question asks about is"
-    )
     neuron_share: float = Field(
         0.01,
         gt=0.0,

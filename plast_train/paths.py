@@ -35,11 +35,7 @@ def resolve_paths(config: Config) -> Config:
         train = train.model_copy(update={"deepspeed": _absolute(train.deepspeed)})
     benchmarks = [_absolute(path) for path in config.evaluate.benchmarks]
     evaluate = config.evaluate.model_copy(update={"benchmarks": benchmarks})
-    boxes = config.analyse.boxes
-    analyse = config.analyse.model_copy(update={"boxes": boxes and _absolute(boxes)})
-    return config.model_copy(
-        update={"data": data, "model": model, "train": train, "evaluate": evaluate, "analyse": analyse}
-    )
+    return config.model_copy(update={"data": data, "model": model, "train": train, "evaluate": evaluate})
 
 
 def cache_folder() -> Path:

@@ -24,6 +24,7 @@ class RawRecord:
     image: Any
     answer: Any
     root: Path
+    box: Any = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Defect:
 
 
 def read_parallel(path: Path, root: Path | None) -> Iterator[RawRecord | Defect]:
-    """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer"}`."""
+    """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer", "box"}`."""
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -54,7 +55,7 @@ def read_parallel(path: Path, root: Path | None) -> Iterator[RawRecord | Defect]
                 yield Defect(where, None, "not a JSON object; write {'id': …, 'questions': {…}}")
                 continue
             id_, questions, image, answer = map(entry.get, ("id", "questions", "image", "answer"))
-            yield RawRecord(where, id_, questions, image, answer, root or path.parent)
+            yield RawRecord(where, id_, questions, image, answer, root or path.parent, entry.get("box"))
 
 
 @dataclass(frozen=True)
