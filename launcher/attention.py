@@ -73,14 +73,13 @@ def _checked_layers(config: Config, base: dict[str, Any], layers: Sequence[int])
     from plast_train.lvlm.architectures import read_architecture
 
     count = read_architecture(Path(base["path"]), "")["text_config"]["num_hidden_layers"]
-    own = config.analyse.attention_layer
     for layer in layers:
         if layer > count - 2:
             raise UserError(
                 f"--layer {layer}: layers 0 to {count - 2} have a map; nothing reads the last layer's "
                 "output at the image"
             )
-    return list(layers) or [count // 2 if own is None else own]
+    return list(layers) or [config.analyse.map_layer(count)]
 
 
 def _draw(

@@ -144,6 +144,11 @@ class AnalyseConfig(Section):
         0.95, gt=0.0, lt=1.0, description="of all activation probabilities; a language's neurons lie above it"
     )
 
+    def map_layer(self, layers: int) -> int:
+        """The layer of the pictures in a decoder of so many: the middle one, if none was asked for. The last
+        one has no attention map."""
+        return min(layers // 2, layers - 2) if self.attention_layer is None else self.attention_layer
+
     @model_validator(mode="after")
     def analyses_are_named_once(self) -> AnalyseConfig:
         if len(set(self.analyses)) != len(self.analyses):

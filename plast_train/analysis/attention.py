@@ -52,7 +52,7 @@ def attention(context: Context) -> dict[str, Any]:
     questions = [
         Question(context.records[number], language) for number in chosen for language in config.data.languages
     ]
-    layer = picture_layer(context.lvlm, config)
+    layer = config.analyse.map_layer(len(context.lvlm.family.layers(context.lvlm.model)))
     tree = {"method": "LLaVA-CAM", "records": len(chosen), "held_back": held_back, "layer": layer}
     if not questions:
         return tree | {"questions": [], "mass": None, "pictures": []}
@@ -95,12 +95,6 @@ def chosen_records(records: Sequence[Record], config: Config) -> tuple[list[int]
     pool = unseen or usable(range(len(records)))
     wanted = min(config.analyse.attention_records, len(pool))
     return sorted(random.Random(f"attention {config.seed}").sample(pool, wanted)), bool(unseen)
-
-
-def picture_layer(lvlm: Lvlm, config: Config) -> int:
-    """`analyse.attention_layer`, or the middle layer."""
-    given = config.analyse.attention_layer
-    return len(lvlm.family.layers(lvlm.model)) // 2 if given is None else given
 
 
 def explain_record(

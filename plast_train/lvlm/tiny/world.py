@@ -44,9 +44,9 @@ def draw_world(folder: Path, seed: int) -> None:
     """Write `questions.jsonl`, `images/` and two benchmarks into `folder`; the same for the same seed.
 
     `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training, with the box of the
-    object where a question is about one. Each TSV holds the same 288 multiple-choice items (METHOD §5), about other images than the questions: in `tiny_{language}.tsv`
-    with the options translated, too (as in MMBench), in `tiny-english-options_{language}.tsv` with English
-    ones (as xGQA's answers are).
+    object where a question is about one. Each TSV holds the same 288 multiple-choice items (METHOD §5),
+    about other images than the questions: in `tiny_{language}.tsv` with the options translated, too (as in
+    MMBench), in `tiny-english-options_{language}.tsv` with English ones (as xGQA's answers are).
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"tiny world, tuning, {seed}")
