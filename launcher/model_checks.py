@@ -113,15 +113,11 @@ def check_benchmarks(config: Config, base: BaseModel) -> None:
         )
 
 
-def check_analyses(config: Config, base: BaseModel, records: list[Record]) -> None:
-    """Raises UserError for a layer without attention maps, and for boxes that do not fit the records."""
-    from plast_train.analysis.boxes import check_boxes
-
+def check_analyses(config: Config, base: BaseModel) -> None:
+    """Raises UserError for a layer without attention maps."""
     layer = config.analyse.attention_layer
     if layer is not None and layer > base.layers - 2:
         raise UserError(
             f"analyse.attention_layer={layer}: layers 0 to {base.layers - 2} have attention maps; nothing "
             "reads the last layer's output at the image"
         )
-    if config.analyse.boxes is not None:
-        check_boxes(Path(config.analyse.boxes), records)

@@ -50,7 +50,6 @@ def preflight(
     config = resolve_paths(config)
     check_writable(run.path)
     check_benchmark_files(config)
-    check_boxes_file(config)
     records = read_records(config.data)
 
     # These import torch, which takes seconds: what was wrong so far is said at once.
@@ -80,7 +79,7 @@ def preflight(
         if {"evaluate", "analyse"} & set(stages):
             check_benchmarks(config, model)
         if "analyse" in stages:
-            check_analyses(config, model, records)
+            check_analyses(config, model)
         check_disk(config, run, model.folder, trained, nproc, set(stages) - finished)
     done = tuple(stage for stage in stages if stage in finished)
     todo = tuple(stage for stage in stages if stage not in finished)
@@ -135,10 +134,3 @@ def check_benchmark_files(config: Config) -> None:
     for path in config.evaluate.benchmarks:
         if not Path(path).exists():
             raise UserError(f"evaluate.benchmarks: {path} is no file; mend its path")
-
-
-def check_boxes_file(config: Config) -> None:
-    """Raises UserError for boxes that are no file."""
-    boxes = config.analyse.boxes
-    if boxes is not None and not Path(boxes).is_file():
-        raise UserError(f"analyse.boxes: {boxes} is no file; mend its path")

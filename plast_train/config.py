@@ -139,9 +139,6 @@ class AnalyseConfig(Section):
         None, ge=0, description="0-based layer of the pictures; default: the middle one"
     )
     pictures: int = Field(4, ge=0, description="attention maps drawn in the run")
-    boxes: str | None = Field(
-        None, description="JSON lines of `id` and `box`: where the object that a question asks about is"
-    )
     neuron_share: float = Field(
         0.01,
         gt=0.0,
@@ -151,6 +148,11 @@ class AnalyseConfig(Section):
     neuron_percentile: float = Field(
         0.95, gt=0.0, lt=1.0, description="of all activation probabilities; a language's neurons lie above it"
     )
+
+    def map_layer(self, layers: int) -> int:
+        """The layer of the pictures in a decoder of so many: the middle one, if none was asked for. The last
+        one has no attention map."""
+        return min(layers // 2, layers - 2) if self.attention_layer is None else self.attention_layer
 
     @model_validator(mode="after")
     def analyses_are_named_once(self) -> AnalyseConfig:

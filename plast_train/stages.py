@@ -86,8 +86,6 @@ def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) 
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
     if stage in ("evaluate", "analyse"):
         inputs |= {str(Path(p).name): content_hash(Path(p)) for p in config.evaluate.benchmarks}
-    if stage == "analyse" and config.analyse.boxes is not None:
-        inputs["boxes"] = sha256_of(Path(config.analyse.boxes))
     for needed in _NEEDS[stage]:
         record = run.record(needed)
         if record is None:

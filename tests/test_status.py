@@ -84,7 +84,7 @@ def test_of_a_run_whose_launcher_was_lost(elsewhere: bool, run: RunFolder) -> No
 
 
 def test_of_a_finished_run(run: RunFolder) -> None:
-    for stage in ("train", "export", "evaluate", "report"):
+    for stage in ("train", "export", "evaluate", "analyse", "report"):
         run.publish_record(stage, {}, {}, [])
     attempts.end(run, 2, "done", "")
     assert text(run).startswith(f"{run.path}: finished")
