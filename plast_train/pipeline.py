@@ -79,7 +79,9 @@ def run_stage(context: Context, stage: str) -> None:
         inputs = inputs_of(stage, context.config, run, context.base)
         assert inputs is not None, "a stage ran before the stages it needs"
         run.publish_record(stage, settings_of(stage, context.config), inputs, outputs)
-        ranks.say(f"{stage}: done in {time.monotonic() - began:.0f} s")
+        seconds = time.monotonic() - began
+        run.add_stage_time(stage, seconds, ranks.world)
+        ranks.say(f"{stage}: done in {seconds:.0f} s")
     ranks.barrier()
 
 

@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def stage_times(self) -> Path:
+        """A line each time that a stage was done: its name, seconds and ranks."""
+        return self.path / "stage_times.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
@@ -119,6 +124,11 @@ class RunFolder:
         }
         record = {"stage": stage, "settings": settings, "inputs": inputs, "outputs": named}
         publish_text(self.path / "stages" / f"{stage}.json", to_json(record))
+
+    def add_stage_time(self, stage: str, seconds: float, ranks: int) -> None:
+        """Apart from the stage's record, which is the same whatever the time."""
+        with self.stage_times.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"stage": stage, "seconds": round(seconds, 3), "ranks": ranks}) + "\n")
 
     def forget(self, stage: str) -> None:
         """Takes a stage's record back, before the stage is done anew."""

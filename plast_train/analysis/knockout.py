@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from plast_train.context import Context
 from plast_train.data.packing import deal
 from plast_train.errors import Interrupted
 from plast_train.evaluation.accuracies import BASE, TRAINED
-from plast_train.evaluation.benchmarks import read_benchmark
+from plast_train.evaluation.benchmarks import benchmarks_of
 from plast_train.lvlm.forward import forward_ready
 
 INTACT = "intact"
@@ -41,9 +40,7 @@ def knockout(context: Context) -> dict[str, Any]:
         UserError: the tokenizer has no token of its own for an option letter.
     """
     config = context.config
-    benchmarks = same_items(
-        [read_benchmark(Path(path)) for path in config.evaluate.benchmarks], config.analyse.items, config.seed
-    )
+    benchmarks = same_items(benchmarks_of(config.evaluate), config.analyse.items, config.seed)
     lvlm, selected = for_rows(context), selected_layers(context)
     items = OptionItems.of(
         lvlm, benchmarks, config.evaluate.localised_instruction, config.analyse.tokens_per_row

@@ -21,8 +21,9 @@ from torch import nn
 from plast_train.data.images import to_rgb
 from plast_train.data.packing import fill_rows, lay_out
 from plast_train.data.token_tree import Key, TokenTree, grow_tree, split_tree
-from plast_train.evaluation.benchmarks import CIRCULAR_STEP, Benchmark
-from plast_train.evaluation.evaluate import Question, letter_tokens, questions_of
+from plast_train.evaluation.benchmarks import Benchmark
+from plast_train.evaluation.multiple_choice import CIRCULAR_STEP
+from plast_train.evaluation.questions import Question, letter_tokens, questions_of
 from plast_train.evaluation.scores import option_logits_right
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
@@ -31,13 +32,15 @@ from plast_train.lvlm.loading import Lvlm
 def same_items(benchmarks: Sequence[Benchmark], wanted: int, seed: int) -> list[Benchmark]:
     """The benchmarks with at most `wanted` items each, drawn with the seed among those that a benchmark of
     this name has in every language. Of a circular benchmark, items in their first order of options alone.
-    Benchmarks whose languages have no item in common are left out."""
+    Items without an image, benchmarks of open questions, and those whose languages have no item in common are
+    left out."""
     named: dict[str, list[Benchmark]] = defaultdict(list)
     for benchmark in benchmarks:
-        named[benchmark.name].append(benchmark)
+        if benchmark.task == "choice":
+            named[benchmark.name].append(benchmark)
     kept = []
     for name, versions in named.items():
-        indices = [{item.index for item in v.items if item.index < CIRCULAR_STEP} for v in versions]
+        indices = [{i.index for i in v.items if i.index < CIRCULAR_STEP and i.image_bytes} for v in versions]
         common = sorted(set.intersection(*indices))
         chosen = set(random.Random(f"items {seed} {name}").sample(common, min(wanted, len(common))))
         for version in versions:
@@ -76,7 +79,8 @@ class OptionItems:
         """
         prompter = lvlm.prompter([])
         questions = questions_of(benchmarks, prompter.chat, localised)
-        names = [hashlib.sha256(question.item.image_bytes).hexdigest() for question in questions]
+        pictures = [question.item.image_bytes or b"" for question in questions]
+        names = [hashlib.sha256(picture).hexdigest() for picture in pictures]
         prompts = [
             (Key(n, 0), q.prompt, name) for n, (q, name) in enumerate(zip(questions, names, strict=True))
         ]
@@ -87,7 +91,7 @@ class OptionItems:
         longest = max((s.length for tree in trees for s in tree.sequences), default=0)
         budget = max(tokens_per_row, longest)
         parts = [part for tree in trees for part in split_tree(tree, budget)]
-        images = {name: q.item.image_bytes for name, q in zip(names, questions, strict=True)}
+        images = dict(zip(names, pictures, strict=True))
         return cls(questions, letter_tokens(prompter, questions), fill_rows(parts, budget), images)
 
     def row(self, lvlm: Lvlm, model: nn.Module, trees: Sequence[TokenTree]) -> ItemRow:

@@ -1,4 +1,4 @@
-"""Figures for a paper's column, PNG and SVG: overlap and MSD per layer, the training, the accuracies.
+"""Figures for a paper's column, PNG and SVG: overlap and MSD per layer, the training.
 
 Colours are Okabe and Ito's, told apart by the colour-blind as well; each language also has its own marker.
 The same input gives the same bytes.
@@ -117,25 +117,6 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], stem: Path) -> list[Path
         axes.set_ylabel("loss (nats a token)")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.3, color="#CCCCCC")
-        legend(figure, axes, columns=2)
-        return save(figure, stem)
-
-
-def plot_accuracies(rows: Mapping[str, Sequence[float]], stem: Path) -> list[Path]:
-    """Writes and returns `stem.png` and `stem.svg`: for each language of `rows` its accuracy (fractions
-    of 1) with the base and with the trained model, joined by a line."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        heights = range(len(rows))
-        ends = [[100 * pair[i] for pair in rows.values()] for i in (0, 1)]
-        axes.hlines(heights, ends[0], ends[1], color=PASSED_OVER, linewidth=1.5, zorder=1)
-        for label, values, face in zip(("base", "trained"), ends, ("white", "#0072B2"), strict=True):
-            axes.plot(values, heights, "o", color="#0072B2", markerfacecolor=face, markersize=5, label=label)
-        axes.set_yticks(heights, list(rows))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("accuracy of generated answers (%)")
-        axes.grid(axis="x", linewidth=0.3, color="#CCCCCC")
         legend(figure, axes, columns=2)
         return save(figure, stem)
 
