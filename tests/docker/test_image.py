@@ -108,7 +108,7 @@ def test_stopped_run_goes_on_in_another_container(images: Images, runs: Path) ->
     first = images.start("first", runs, "demo", "--out", "demo", options=["--env=PLAST_RUN=/runs/demo"])
     wait_for_step(first, run, 20, seconds=600)
     assert first.run("cat", "/proc/1/comm") == "tini"
-    health: list[str] = images.inspect()["Config"]["Healthcheck"]["Test"]
+    health: list[str] = images.inspect()["Healthcheck"]["Test"]
     assert health[0] == "CMD"
     first.run(*health[1:])
     first.stop(SECONDS_TO_SAVE)
