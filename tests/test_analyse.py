@@ -1,4 +1,4 @@
-"""The stage `analyse` on real ranks: the same files for any number of them, kept or made anew as they must."""
+"""The stage `analyse` on real ranks: the same files for any number of them, kept or made anew as needed."""
 
 from __future__ import annotations
 
