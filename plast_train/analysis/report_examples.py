@@ -100,7 +100,7 @@ def _card(pair: Pair, english: Mapping[int, str], images: _Images) -> str:
     translated = f'<p class="english">{escape(meant)}</p>' if meant else ""
     where = f'<p class="where">{escape(language_name(language))}, question {index}</p>'
     replies = "".join(_reply(when, record) for when, record in (("before", base), ("after", trained)))
-    return f'<article class="card">{shown}{where}{asked}{translated}{_answers(base)}{replies}</article>'
+    return f'<div class="card">{shown}{where}{asked}{translated}{_answers(base)}{replies}</div>'
 
 
 def _reply(when: str, record: Record) -> str:
