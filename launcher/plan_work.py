@@ -128,6 +128,7 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
     """
     from plast_train.data.sampling import plan_training, split_records
     from plast_train.training.flops import step_flops
+    from plast_train.training.flops_methods import method_flops
 
     train = config.train
     numbers, held_back = split_records(len(data.records), train.validation_records, config.seed)
@@ -155,7 +156,9 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
         unshared_tokens=fmean(_unshared(trees) for _, trees in steps),
         labels=fmean(step.labels for step, _ in steps),
         images=fmean(_images(trees) for _, trees in steps),
-        useful_flops=fmean(step_flops(shape, s.rows, layers, config.selection.modules) for s, _ in steps),
+        useful_flops=fmean(
+            method_flops(shape, s.rows, layers, config.selection.modules, train) for s, _ in steps
+        ),
         recompute_flops=fmean(_recomputed(shape, trees, layers) for _, trees in steps),
         all_layers_flops=fmean(step_flops(shape, s.rows, everything, "all") for s, _ in steps),
         longest_row=max(sum(tree.tokens for tree in row) for row in rows),

@@ -77,6 +77,15 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TrainConfig(Section):
+    method: Literal["layers", "lora", "full"] = Field(
+        "layers",
+        description="what is trained: the selected layers' weights, LoRA adapters beside their linear "
+        "layers, or everything but the vision tower",
+    )
+    lora_rank: int | None = Field(None, ge=1, description="with method `lora`: r of Hu et al. 2021")
+    lora_alpha: float | None = Field(
+        None, gt=0.0, description="with method `lora`: adapters count by lora_alpha / lora_rank; default 2 r"
+    )
     deepspeed: str = Field("zero2", description="a name in ds_configs/ or the path of a DeepSpeed JSON")
     epochs: float = Field(1.0, gt=0.0)
     max_steps: int | None = Field(None, ge=1, description="stops there; default: epochs decide")
@@ -98,6 +107,23 @@ class TrainConfig(Section):
         if "{question}" not in self.instruction:
             raise ValueError("train.instruction must contain {question}")
         return self
+
+    @model_validator(mode="after")
+    def lora_options_fit_the_method(self) -> TrainConfig:
+        if self.method == "lora" and self.lora_rank is None:
+            raise ValueError("train.method 'lora' needs train.lora_rank, e.g. 16")
+        if self.method != "lora" and (self.lora_rank is not None or self.lora_alpha is not None):
+            raise ValueError(
+                f"train.lora_rank and train.lora_alpha have no meaning with train.method '{self.method}'; "
+                "remove them, or give train.method=lora"
+            )
+        return self
+
+    @property
+    def lora_scale(self) -> float:
+        """By what the product of the adapters' two matrices is multiplied: α / r."""
+        assert self.lora_rank is not None
+        return 2.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
 
 
 class CheckpointConfig(Section):
@@ -134,6 +160,17 @@ class Config(Section):
             raise ValueError("data.languages must contain 'en': every statistic is relative to English")
         if len({language.lower() for language in languages}) != len(languages):
             raise ValueError(f"data.languages names a language twice: {languages}")
+        return self
+
+    @model_validator(mode="after")
+    def full_training_trains_every_layer(self) -> Config:
+        selected = (self.selection.strategy, self.selection.modules)
+        if self.train.method == "full" and selected != ("all", "all"):
+            raise ValueError(
+                "train.method 'full' trains every layer whole, but selection.strategy is "
+                f"'{selected[0]}' and selection.modules '{selected[1]}'; add selection.strategy=all "
+                "selection.modules=all"
+            )
         return self
 
 

@@ -35,6 +35,11 @@ class Context:
         with self.run.records.open(encoding="utf-8") as file:  # splitlines() would split at U+2028 too
             return [Record(**json.loads(line)) for line in file]
 
+    @cached_property
+    def trains_on_images(self) -> bool:
+        """Whether every training sample has an image."""
+        return self.config.train.image_in_training and all(r.image is not None for r in self.records)
+
     @property
     def partitioned(self) -> bool:
         """Whether the weights are spread over the ranks (ZeRO-3)."""

@@ -19,9 +19,12 @@ STAGES = ("collect", "select", "train", "export", "evaluate", "report")
 # recompute, checkpoint intervals, batch size of generation) is not among them.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
-    "select": ("seed", "probe.position", "selection"),
+    "select": ("seed", "probe.position", "selection", "train.method", "train.lora_rank"),
     "train": (
         "seed",
+        "train.method",
+        "train.lora_rank",
+        "train.lora_alpha",
         "model.dtype",
         "data.languages",
         "train.epochs",

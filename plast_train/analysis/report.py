@@ -51,10 +51,13 @@ def _headline(run: RunFolder, config: Config) -> str:
     selection, layers = read_json(run.selection), read_json(run.summary)["layers"]
     share = f"{selection['trainable_fraction']:.1%} of {selection['total_parameters']:,} parameters"
     others = _listed(language for language in config.data.languages if language != ENGLISH)
-    return (
-        f"Layers {_listed(selection['selected_layers'])} of {layers} ({share}) were trained to translate "
-        f"questions from {others} into English."
-    )
+    selected = f"ayers {_listed(selection['selected_layers'])} of {layers}"
+    what = {
+        "layers": f"L{selected}",
+        "lora": f"LoRA adapters on l{selected}",
+        "full": "All weights but the vision tower's",
+    }[config.train.method]
+    return f"{what} ({share}) were trained to translate questions from {others} into English."
 
 
 def _accuracy_sections(config: Config, run: RunFolder) -> list[str]:
