@@ -74,16 +74,19 @@ class Machines:
         return [f"--{name}={value}" for name, value in options.items()]
 
 
-def command(run: RunFolder, stages: Sequence[str], nproc: int, machines: Machines) -> list[str]:
-    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline."""
+def command(
+    run: RunFolder, arguments: Sequence[str], nproc: int, machines: Machines, module: str = PIPELINE
+) -> list[str]:
+    """The argument list that starts torchrun's agent with `nproc` ranks of `module`, whose own arguments are
+    the run's folder and `arguments` (of the pipeline: stages)."""
     return [
         *(sys.executable, "-m", "launcher.child", "torch.distributed.run"),
         *machines.options(),
         f"--nproc-per-node={nproc}",
         f"--shutdown-timeout={SECONDS_TO_END}",
         "--signals-to-handle=SIGQUIT",  # all others go to the ranks alone, see launcher.child
-        *("--module", "launcher.child", PIPELINE),
-        *(str(run.path.resolve()), *stages),
+        *("--module", "launcher.child", module),
+        *(str(run.path.resolve()), *arguments),
     ]
 
 
@@ -102,8 +105,15 @@ def rank_environment(nproc: int, gpus: int) -> dict[str, str]:
     return {**defaults, **os.environ, "PATH": path}
 
 
-def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, machines: Machines) -> Outcome:
-    """Runs the stages on `nproc` ranks here and waits until they end, on this machine and all others.
+def start_ranks(
+    run: RunFolder,
+    arguments: Sequence[str],
+    nproc: int,
+    gpus: int,
+    machines: Machines,
+    module: str = PIPELINE,
+) -> Outcome:
+    """Runs `nproc` ranks here (see `command`) and waits until they end, on this machine and all others.
 
     A stop signal is passed on to the ranks, which save and end; a second Ctrl-C ends them at once.
 
@@ -117,7 +127,7 @@ def start_ranks(run: RunFolder, stages: Sequence[str], nproc: int, gpus: int, ma
     notes = Notes(run.logs)
     with torchrun_log(run, machines).open("wb") as log:
         agent = subprocess.Popen(
-            command(run, stages, nproc, machines),
+            command(run, arguments, nproc, machines, module),
             env=rank_environment(nproc, gpus),
             stdin=subprocess.DEVNULL,
             stderr=log,

@@ -6,7 +6,7 @@ nearest right name; a wrong value is named with its file and line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -140,6 +140,17 @@ class EvaluateConfig(Section):
     max_new_tokens: int = Field(16, ge=1)
 
 
+class AblateConfig(Section):
+    """What `plast ablate` runs. Values are given by dotted key, as on the command line."""
+
+    seeds: int = Field(3, ge=1, description="each variant is trained with so many seeds, from `seed` upwards")
+    variants: list[str] = Field(default_factory=list, description="names; default: all that apply")
+    every: dict[str, Any] = Field(default_factory=dict, description="section.key: value for every run")
+    only: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="variant: {section.key: value} for the runs of one variant"
+    )
+
+
 class Config(Section):
     seed: int = Field(0, ge=0)
     model: ModelConfig
@@ -149,6 +160,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    ablate: AblateConfig = AblateConfig()
     watchdog_minutes: float = Field(
         30.0, gt=0.0, description="a run in which no rank has moved for so long is ended"
     )
@@ -198,6 +210,28 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, source, lines) for e in error.errors())) from None
+
+
+def with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
+    """The config with other values, given by dotted key.
+
+    Raises:
+        UserError: unknown key, wrong value or contradiction; `source` says where they come from.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        inner: dict[str, Any] = tree
+        for section in sections:
+            found = inner.get(section)
+            inner = found if isinstance(found, dict) else {}
+        if leaf not in inner:
+            raise UserError(f"{source}: unknown key '{key}'{nearest(leaf, _keys(sections))}")
+        inner[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, source, {}) for e in error.errors())) from None
 
 
 def dump_config(config: Config) -> str:

@@ -111,10 +111,15 @@ def main(arguments: Sequence[str]) -> int:
     """One rank's life. Returns the exit code: 0 done, 2 the user can mend it, 1 otherwise."""
     run, stages = RunFolder(Path(arguments[0])), arguments[1:]
     assert set(stages) <= set(STAGES)
+    return live(run, lambda ranks: run_stages(context_of(run, ranks), ranks.broadcast(stages)))
+
+
+def live(run: RunFolder, work: Callable[[Ranks], None]) -> int:
+    """Joins the ranks, whose logs are in the run's folder, and does the work. Returns the exit code."""
     ranks = None
     try:
         ranks = start_ranks(run.logs)
-        run_stages(_context(run, ranks), ranks.broadcast(stages))
+        work(ranks)
         return 0
     except Interrupted as interruption:
         return _failed(run, ranks, "interrupted", interruption, 1)
@@ -124,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
         return _failed(run, ranks, "defect", error, 1)
 
 
-def _context(run: RunFolder, ranks: Ranks) -> Context:
+def context_of(run: RunFolder, ranks: Ranks) -> Context:
     """What rank 0 has read: the launchers of other machines may have seen the folder later, or as it was."""
     config = ranks.on_first(lambda: load_config(str(run.config)))
     ranks.watchdog.minutes = config.watchdog_minutes

@@ -29,7 +29,7 @@ SELECTED, PASSED_OVER, SHADE = "#882255", "#7F7F7F", "#DCE8F2"
 WIDTH = 3.35  # inches: one column of a two-column paper
 LOG_SCALE_FROM = 30.0  # the largest MSD over the threshold's from which a linear axis hides the small ones
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
@@ -47,10 +47,10 @@ _STYLE: Any = {
 def plot_layers(summary: Mapping[str, Any], selection: Mapping[str, Any], folder: Path) -> list[Path]:
     """Writes `overlap` and `msd`, each `.png` and `.svg`, into `folder` from `summary.json` and
     `selection.json`. Returns the four paths."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         return [
-            *_save(overlap_figure(summary, selection), folder / "overlap"),
-            *_save(msd_figure(summary, selection), folder / "msd"),
+            *save(overlap_figure(summary, selection), folder / "overlap"),
+            *save(msd_figure(summary, selection), folder / "msd"),
         ]
 
 
@@ -76,7 +76,7 @@ def overlap_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> 
     axes.set_ylabel("overlap with English" if kind == "english" else "Jaccard index with English")
     _shade(axes, selection["candidates"])
     _mark_selected(axes, selection["selected_layers"])
-    _legend(figure, axes, columns=4)
+    legend(figure, axes, columns=4)
     return figure
 
 
@@ -103,14 +103,14 @@ def msd_figure(summary: Mapping[str, Any], selection: Mapping[str, Any]) -> Figu
     axes.set_ylim(bottom=floor)
     axes.set_ylabel("MSD (neurons²" + (", log scale)" if log else ")"))
     _shade(axes, selection["candidates"])
-    _legend(figure, axes, columns=2)
+    legend(figure, axes, columns=2)
     return figure
 
 
 def plot_training(metrics: Sequence[Mapping[str, Any]], stem: Path) -> list[Path]:
     """Writes and returns `stem.png` and `stem.svg`: the loss of each step and the validation loss, the
     mean over languages, where it was measured. `metrics` are the lines of metrics.jsonl."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([m["step"] for m in metrics], [m["loss"] for m in metrics], color="#56B4E9", linewidth=0.9)
@@ -124,14 +124,14 @@ def plot_training(metrics: Sequence[Mapping[str, Any]], stem: Path) -> list[Path
         axes.set_ylabel("loss (nats a token)")
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", linewidth=0.3, color="#CCCCCC")
-        _legend(figure, axes, columns=2)
-        return _save(figure, stem)
+        legend(figure, axes, columns=2)
+        return save(figure, stem)
 
 
 def plot_accuracies(rows: Mapping[str, Sequence[float]], stem: Path) -> list[Path]:
     """Writes and returns `stem.png` and `stem.svg`: for each language of `rows` its accuracy (fractions
     of 1) with the base and with the trained model, joined by a line."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.75 + 0.24 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         heights = range(len(rows))
@@ -143,8 +143,8 @@ def plot_accuracies(rows: Mapping[str, Sequence[float]], stem: Path) -> list[Pat
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("accuracy of generated answers (%)")
         axes.grid(axis="x", linewidth=0.3, color="#CCCCCC")
-        _legend(figure, axes, columns=2)
-        return _save(figure, stem)
+        legend(figure, axes, columns=2)
+        return save(figure, stem)
 
 
 def _layer_axes(layers: int, height: float) -> tuple[Figure, Axes]:
@@ -179,7 +179,8 @@ def _mark_selected(axes: Axes, selected: Sequence[int]) -> None:
     )
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+def legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """Above the axes."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles,
@@ -193,7 +194,8 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
     )
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Writes and returns `stem.png` and `stem.svg`."""
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     for path, options in (
         (png, {"dpi": 300, "metadata": {"Software": None}}),
