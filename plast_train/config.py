@@ -126,6 +126,43 @@ class TrainConfig(Section):
         return 2.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
 
 
+class SamplingConfig(Section):
+    """Which question-translation pairs are trained on, and how often (`data.mixing` says how)."""
+
+    languages: Literal["as_given", "temperature", "balanced", "overlap"] = Field(
+        "as_given", description="what a language's share follows: its pairs, their root, nothing, its overlap"
+    )
+    temperature: float | None = Field(
+        None, ge=1.0, description="T, with `languages: temperature`: pairs to the power of 1/T"
+    )
+    language_weights: dict[str, float] = Field(
+        default_factory=dict, description="language: factor of its share, e.g. {sw: 2}"
+    )
+    per_template: int | None = Field(
+        None, ge=1, description="at most so many records whose English questions differ in single words"
+    )
+    keep: float = Field(1.0, gt=0.0, le=1.0, description="share of each language's pairs that is trained on")
+    keep_by: Literal["hardest", "easiest"] | None = Field(
+        None, description="which: those with the highest or the lowest loss of the base model"
+    )
+
+    @model_validator(mode="after")
+    def options_fit_each_other(self) -> SamplingConfig:
+        if (self.languages == "temperature") != (self.temperature is not None):
+            raise ValueError(
+                "sampling.temperature and sampling.languages 'temperature' go together: give both or neither"
+            )
+        if (self.keep < 1.0) != (self.keep_by is not None):
+            raise ValueError("sampling.keep below 1 and sampling.keep_by go together: give both or neither")
+        wrong = {name: weight for name, weight in self.language_weights.items() if not weight > 0.0}
+        if wrong:
+            raise ValueError(
+                f"sampling.language_weights must be above 0, but has {wrong}; to leave a language out, take "
+                "it out of data.languages"
+            )
+        return self
+
+
 class CheckpointConfig(Section):
     every_steps: int = Field(100, ge=1)
     every_minutes: float = Field(15.0, gt=0.0)
@@ -158,6 +195,7 @@ class Config(Section):
     probe: ProbeConfig = ProbeConfig()
     selection: SelectionConfig = SelectionConfig()
     train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ablate: AblateConfig = AblateConfig()
@@ -172,6 +210,17 @@ class Config(Section):
             raise ValueError("data.languages must contain 'en': every statistic is relative to English")
         if len({language.lower() for language in languages}) != len(languages):
             raise ValueError(f"data.languages names a language twice: {languages}")
+        return self
+
+    @model_validator(mode="after")
+    def weights_are_of_translated_languages(self) -> Config:
+        others = [language for language in self.data.languages if language != "en"]
+        for language in self.sampling.language_weights:
+            if language not in others:
+                raise ValueError(
+                    f"sampling.language_weights names '{language}', but questions are translated from "
+                    f"{', '.join(others)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -39,6 +39,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "train.image_in_training",
         "train.instruction",
         "train.validation_records",
+        "sampling",
     ),
     "export": (),
     "evaluate": (

@@ -12,6 +12,7 @@ from plast_train.errors import UserError, nearest
 
 # Rank of the adapters where `ablate.only` gives none; Hu et al. 2021 find ranks of 4 to 64 about alike.
 LORA_RANK = 16
+PER_TEMPLATE = 8
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
         other = not config.train.image_in_training
         name, shows = ("with_image", "with the image") if other else ("text_only", "without the image")
         variants.append(Variant(name, f"training {shows}", {"train.image_in_training": other}))
+    variants += [
+        Variant(
+            "deduplicated",
+            f"at most {PER_TEMPLATE} records of a template",
+            {"sampling.per_template": PER_TEMPLATE},
+        ),
+        Variant(
+            "hardest",
+            "the half of the pairs that the base finds hardest",
+            {"sampling.keep": 0.5, "sampling.keep_by": "hardest"},
+        ),
+        Variant(
+            "by_overlap",
+            "more of the languages that overlap least with English",
+            {"sampling.languages": "overlap", "sampling.temperature": None},
+        ),
+    ]
     taken = selected_variant(config).name
     return [variant for variant in variants if variant.name != taken]
 

@@ -16,7 +16,8 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from plast_train.context import Context
-from plast_train.data.sampling import TrainingPlan, plan_training, split_records
+from plast_train.data.sampling import TrainingPlan
+from plast_train.data.token_tree import TokenSequence
 from plast_train.lvlm.freezing import changed_weights, freeze_all_but, what_is_trained
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import add_adapters, remove_adapters
@@ -34,6 +35,7 @@ from plast_train.training.freezing_proof import (
 )
 from plast_train.training.loop import Training, run_loop
 from plast_train.training.meters import reset_peak_memory
+from plast_train.training.samples import plan_samples
 from plast_train.training.saver import Saver
 from plast_train.training.validation import Validation
 
@@ -51,6 +53,7 @@ def train(context: Context) -> list[Path]:
     layers, modules = list(selection["selected_layers"]), selection["modules"]
     lvlm = context.lvlm
     reset_peak_memory(ranks.device)
+    plan, held = plan_samples(context)
     trained = parameters_to_train(context, layers, modules)
     freeze_all_but(lvlm.model, trained)
     proof = describe_freezing(lvlm.model, trained)
@@ -62,7 +65,7 @@ def train(context: Context) -> list[Path]:
     )
     before = frozen_hashes(lvlm.model, trained)
 
-    training = _prepare(context, lvlm, trained, layers, modules)
+    training = _prepare(context, plan, held, trained, layers, modules)
     start = _resume(training)
     with _recomputing(lvlm, layers) if context.config.train.recompute else nullcontext():
         run_loop(training, start)
@@ -88,20 +91,14 @@ def parameters_to_train(context: Context, layers: list[int], modules: str) -> di
 
 
 def _prepare(
-    context: Context, lvlm: Lvlm, trained: dict[str, Parameter], layers: list[int], modules: str
+    context: Context,
+    plan: TrainingPlan,
+    held: list[list[TokenSequence]],
+    trained: dict[str, Parameter],
+    layers: list[int],
+    modules: str,
 ) -> Training:
-    config, ranks = context.config, context.ranks
-    numbers, held_back = split_records(len(context.records), config.train.validation_records, config.seed)
-    samples = context.prompter.translations
-    plan = plan_training(
-        list(samples(context.records, numbers, config.train)),
-        config.train.global_batch,
-        config.train.tokens_per_row,
-        config.seed,
-        config.train.epochs,
-        config.train.max_steps,
-    )
-    held = list(samples(context.records, held_back, config.train))
+    config, ranks, lvlm = context.config, context.ranks, context.lvlm
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
