@@ -125,7 +125,8 @@ def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:
     from launcher.torchrun import start_ranks
 
     with stops.end_this():
-        todo = [run for run in _runs(entries, prepared) if set(run.todo)]
+        todo = [run for run in _runs(entries, prepared) if run.todo]
+        _check_room(todo, prepared)
         for run in todo:
             write_down(run)
     if not todo:
@@ -152,3 +153,24 @@ def _runs(entries: Sequence[Entry], prepared: Prepared) -> list[Prepared]:
         todo = tuple(stage for stage in STAGES if stage not in done)
         made.append(replace(prepared, config=config, run=run, done=tuple(done), todo=todo))
     return made
+
+
+def _check_room(runs: Sequence[Prepared], prepared: Prepared) -> None:
+    """Every run keeps its checkpoints and its export.
+
+    Raises:
+        UserError: the disk has no room for all of them.
+    """
+    from launcher.machine_checks import require_room, run_bytes
+    from plast_train.lvlm.architectures import count_parameters, read_architecture
+    from plast_train.selection.layers import fixed_layers, usual_number
+
+    base, needed = Path(prepared.base["path"]), 0
+    architecture = read_architecture(base, "")
+    count = architecture["text_config"]["num_hidden_layers"]
+    for one in runs:
+        selection = one.config.selection
+        layers = fixed_layers(selection, count) or list(range(selection.k or usual_number(count)))
+        trained = count_parameters(architecture, layers, selection.modules, one.config.train)[1]
+        needed += run_bytes(one.config, one.run, base, trained, one.nproc, one.todo)[0]
+    require_room(prepared.run.path, needed, f"{len(runs)} runs need about {needed / 1e9:.3g} GB")
