@@ -118,6 +118,13 @@ def test_the_table_shows_what_changed(better: Path, worse: Path, tmp_path: Path)
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
 
 
+def test_intervals_that_the_run_has_published_are_shown(better: Path) -> None:
+    shown = {"generated": {"low": 0.111, "high": 0.222}, "option_logits": None}
+    tree = {"quiz": {"mean of the others": shown, "pt": {"generated": {"low": None, "high": None}}}}
+    (better / "evaluation" / "comparisons.json").write_text(json.dumps(tree))
+    assert "+11.1 … +22.2" in compare_runs([better], None)
+
+
 def test_other_benchmarks_are_refused_by_name(better: Path, tmp_path: Path) -> None:
     less = make_run(tmp_path / "less", {"en": "1100", "pt": "1110"})
     with pytest.raises(UserError, match=r"quiz_zh\.tsv: less did not evaluate it"):

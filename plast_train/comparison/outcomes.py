@@ -30,6 +30,7 @@ class Answers:
     units: tuple[int, ...]
     base: Floats
     trained: Floats
+    circular: bool
 
     @property
     def others(self) -> list[int]:
@@ -40,7 +41,8 @@ class Answers:
 @dataclass(frozen=True)
 class Outcome:
     """A run. `answers` is benchmark → way of scoring → answers; `seconds` those of the optimizer steps on all
-    ranks at once, `peak_memory` in bytes of rank 0 while training."""
+    ranks at once, `peak_memory` in bytes of rank 0 while training; `comparisons` what the run's own
+    `evaluation/comparisons.json` has, where there is one."""
 
     name: str
     method: str
@@ -54,6 +56,15 @@ class Outcome:
     answers: Mapping[str, Mapping[str, Answers]]
     benchmarks: Mapping[str, str]  # file → SHA-256
     rule: str
+    comparisons: Mapping[str, Mapping[str, Any]]
+
+    def published_interval(self, benchmark: str, way: str, language: str) -> tuple[float, float] | None:
+        """The interval of the change that the run's evaluation has published, so that no other is shown."""
+        found = self.comparisons.get(benchmark, {}).get(language, {})
+        if self.answers[benchmark][way].circular:
+            found = found.get("circular", {})
+        low, high = ((found.get(way) or {}).get(end) for end in ("low", "high"))
+        return None if low is None or high is None else (low, high)
 
 
 def read_outcome(path: Path) -> Outcome:
@@ -65,6 +76,7 @@ def read_outcome(path: Path) -> Outcome:
     if record is None:
         raise UserError(f"{path}: is not evaluated; finish it first with plast run … --out {path}")
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    published = run.evaluation / "comparisons.json"
     selection, rule = read_json(run.selection), config["evaluate"]["matching"]
     metrics = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     return Outcome(
@@ -80,6 +92,7 @@ def read_outcome(path: Path) -> Outcome:
         answers=read_answers(run.evaluation / "predictions", rule),
         benchmarks={name: value for name, value in record["inputs"].items() if name != "export"},
         rule=rule,
+        comparisons=read_json(published) if published.is_file() else {},
     )
 
 
@@ -115,7 +128,8 @@ def _answers(records: Sequence[dict[str, Any]], right: Any) -> Answers:
     at = {unit: i for i, unit in enumerate(units)}
     for (model, language, unit), is_right in found.items():
         tables[model][languages.index(language), at[unit]] = float(is_right)
-    return Answers(languages, units, tables[BASE], tables[TRAINED])
+    circular = records[0]["group"] is not None
+    return Answers(languages, units, tables[BASE], tables[TRAINED], circular)
 
 
 def require_same_benchmarks(outcomes: Sequence[Outcome]) -> None:

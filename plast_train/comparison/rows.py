@@ -58,8 +58,11 @@ def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
     if answers[0].others:
         rows[MEAN] = answers[0].others
     gains = np.mean([a.trained - a.base for a in answers], axis=0)
-    found = zip(rows.items(), bootstrap(gains, list(rows.values())), strict=True)
-    return {name: _change(answers, at, interval) for (name, at), interval in found}
+    intervals = dict(zip(rows, bootstrap(gains, list(rows.values())), strict=True))
+    if len(group.outcomes) == 1:
+        own = group.outcomes[0]
+        intervals = {x: own.published_interval(benchmark, way, x) or i for x, i in intervals.items()}
+    return {name: _change(answers, at, intervals[name]) for name, at in rows.items()}
 
 
 def _change(answers: Sequence[Answers], at: list[int], interval: tuple[float, float] | None) -> Change:
