@@ -26,7 +26,7 @@ from plast_train.comparison.plan import (
     run_name,
     selected_layers,
 )
-from plast_train.comparison.variants import Variant, other_variants, selected_variant, wanted
+from plast_train.comparison.variants import other_variants, selected_variant, variant_config, wanted
 from plast_train.config import Config, load_config, with_values
 from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder
@@ -99,13 +99,7 @@ def _check_names(config: Config) -> None:
     wanted(variants, config.ablate.variants, [own.name])
     wanted(variants, list(config.ablate.only), [own.name])
     for variant in variants:
-        _config_of(config, variant)
-
-
-def _config_of(config: Config, variant: Variant) -> Config:
-    from plast_train.comparison.variants import variant_config
-
-    return variant_config(config, variant, config.seed)
+        variant_config(config, variant, config.seed)
 
 
 def _all_entries(config: Config, first: Sequence[Entry], prepared: Prepared) -> list[Entry]:
@@ -113,11 +107,7 @@ def _all_entries(config: Config, first: Sequence[Entry], prepared: Prepared) -> 
     runs = prepared.run.path / "runs"
     known = [replace(entry, layers=selected_layers(RunFolder(runs / str(entry.run)))) for entry in first]
     images = any(json.loads(line)["image"] for line in prepared.records.split("\n") if line)
-    k = len(known[0].layers)
-    variants = wanted(
-        other_variants(config, k, images), config.ablate.variants, [selected_variant(config).name]
-    )
-    return plan_entries(config, known, runs, variants)
+    return plan_entries(config, known, runs, images)
 
 
 def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:

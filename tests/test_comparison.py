@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import plast
+from safetensors.torch import load_file, save_file
 
 from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
-from plast_train.comparison.plan import Entry, first_entries, run_name
+from plast_train.comparison.plan import Entry, first_entries, plan_entries, run_name
 from plast_train.comparison.publish import compare_runs, publish_ablation
 from plast_train.comparison.variants import (
     Variant,
@@ -209,3 +212,47 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     first = sha256_of(tmp_path / "ablation.png")
     publish_ablation(entries, tmp_path)
     assert sha256_of(tmp_path / "ablation.png") == first  # the same input, the same bytes
+
+
+def probed(run: Path) -> None:
+    """Statistics of a decoder of four layers, of which layer 0 alone stands out by the MSD rule."""
+    active = torch.full((5, 4, 3), 10, dtype=torch.int32)
+    active[:, 0] = torch.tensor([10, 20, 30])
+    active[:, 1, 2] = 11
+    shared = torch.tensor([2, 3, 9, 9], dtype=torch.int32)[None, :, None].expand(5, 4, 3).contiguous()
+    shared[:, :, 0] = 10
+    (run / "activations").mkdir(parents=True)
+    save_file(
+        {"active": active, "shared_with_english": shared}, run / "activations" / "statistics.safetensors"
+    )
+
+
+def test_a_variant_that_trains_the_same_shares_the_run(tmp_path: Path) -> None:
+    config = tiny(**{"data.languages": LANGUAGES})
+    own = selected_variant(config)
+    first = [replace(entry, layers=(0,)) for entry in first_entries(config, own, [0, 1])]
+    for entry in first:
+        probed(tmp_path / str(entry.run))
+    entries = {(e.variant.name, e.seed): e for e in plan_entries(config, first, tmp_path, images=True)}
+    assert len(entries) == 2 * (1 + len(other_variants(config, 1, True)))
+    for name in ("shallowest", "threshold_candidates", "threshold_all_layers"):
+        assert (entries[name, 1].layers, entries[name, 1].run) == ((0,), "msd-seed-1")
+    for name, layers in (("deepest", (3,)), ("middle", (1,)), ("all", (0, 1, 2, 3)), ("ffn", (0,))):
+        assert (entries[name, 0].layers, entries[name, 0].run) == (layers, f"{name}-seed-0")
+    assert entries["full", 0].run == "full-seed-0" and entries["lora", 0].layers == (0, 1, 2, 3)
+    drawn = {seed: entries["random", seed] for seed in (0, 1)}
+    for seed, entry in drawn.items():
+        same = {(0,): "msd", (1,): "middle", (3,): "deepest"}.get(entry.layers, "random")
+        assert entry.run == f"{same}-seed-{seed}" and len(entry.layers) == 1
+
+
+def test_a_rule_that_selects_nothing_is_told_and_not_run(tmp_path: Path) -> None:
+    config = tiny(**{"data.languages": LANGUAGES, "ablate.variants": ["threshold_all_layers"]})
+    first = [replace(e, layers=(0,)) for e in first_entries(config, selected_variant(config), [0])]
+    probed(tmp_path / "msd-seed-0")
+    path = tmp_path / "msd-seed-0" / "activations" / "statistics.safetensors"
+    tables = load_file(path)
+    tables["active"][:, 2:, 2] = 60  # the mean over all layers is then above every candidate's
+    save_file(tables, path)
+    _, entry = plan_entries(config, first, tmp_path, images=True)
+    assert entry.run is None and "no layer selected" in str(entry.refused)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plast_train.comparison.variants import Variant, variant_config
+from plast_train.comparison.variants import Variant, other_variants, variant_config, wanted
 from plast_train.config import Config
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, read_json
@@ -45,15 +45,21 @@ def selected_layers(run: RunFolder) -> tuple[int, ...]:
     return tuple(read_json(run.selection)["selected_layers"])
 
 
-def plan_entries(
-    config: Config, first: Sequence[Entry], runs: Path, variants: Sequence[Variant]
-) -> list[Entry]:
+def plan_entries(config: Config, first: Sequence[Entry], runs: Path, images: bool) -> list[Entry]:
     """All entries. `first` are those of the recipe's own selection, with their layers known; `runs` is the
-    folder that their runs are in. A variant that trains the same as one before it shares that run."""
+    folder that their runs are in; `images`: whether any record has one. With each seed the others get as many
+    layers as the recipe's selection chose with it. A variant that trains the same as one before it shares
+    that run."""
     entries = list(first)
     trained = {_identity(entry.config, entry.layers): entry.run for entry in entries}
-    for variant in variants:
-        for start in first:
+    by_seed = [
+        wanted(
+            other_variants(config, len(start.layers), images), config.ablate.variants, [start.variant.name]
+        )
+        for start in first
+    ]
+    for variants in zip(*by_seed, strict=True):
+        for variant, start in zip(variants, first, strict=True):
             made = variant_config(config, variant, start.seed)
             assert start.run is not None
             try:

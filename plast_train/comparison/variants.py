@@ -39,10 +39,10 @@ def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
     every: dict[str, Any] = {"selection.strategy": "all", "selection.k": None, "selection.layers": []}
     whole = every | {"selection.modules": "all"}
     variants = [
-        Variant("random", f"{k} random layers, others for each seed", by_number("random")),
-        Variant("shallowest", f"the {k} shallowest layers", by_number("shallowest")),
-        Variant("middle", f"{k} layers in the middle", by_number("middle")),
-        Variant("deepest", f"the {k} deepest layers", by_number("deepest")),
+        Variant("shallowest", "as many layers, the shallowest", by_number("shallowest")),
+        Variant("middle", "as many, in the middle", by_number("middle")),
+        Variant("deepest", "as many, the deepest", by_number("deepest")),
+        Variant("random", "as many at random, others for each seed", by_number("random")),
         Variant("all", "every layer", every),
         Variant("ffn", "FFN of the selected layers", {"selection.modules": "ffn"}),
         Variant("attention", "attention of the selected layers", {"selection.modules": "attention"}),
