@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from launcher.lock import only_launcher
 from launcher.run import tell, write_down
 from launcher.stops import Stops
+from plast_train.comparison.links import link
 from plast_train.comparison.plan import (
     STAGES,
     Entry,
@@ -119,6 +120,8 @@ def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:
         _check_room(todo, prepared)
         for run in todo:
             write_down(run)
+            if run is not todo[0]:
+                link(todo[0].run.records, run.run.records)
     if not todo:
         return 0
     folder = prepared.run

@@ -8,10 +8,9 @@ them.
 
 from __future__ import annotations
 
-import os
 import shutil
-from pathlib import Path
 
+from plast_train.comparison.links import link
 from plast_train.context import Context
 from plast_train.run_folder import RunFolder, publish_folder, publish_text, sync_file, to_json
 from plast_train.stages import inputs_of, settings_of
@@ -49,17 +48,3 @@ def _share_base_answers(source: RunFolder, run: RunFolder) -> None:
     for file in temporary.iterdir():
         sync_file(file)
     publish_folder(temporary, ours)
-
-
-def link(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`, or a copy where the file system has no hard links. Only for
-    files that are replaced as a whole, never written into."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-        sync_file(temporary)
-    temporary.replace(target)
