@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
 from plast_train.comparison.plan import Entry, first_entries, plan_entries, run_name
 from plast_train.comparison.publish import compare_runs, publish_ablation
+from plast_train.comparison.sharing import share
 from plast_train.comparison.variants import (
     Variant,
     other_variants,
@@ -28,7 +30,8 @@ from plast_train.comparison.variants import (
 )
 from plast_train.config import Config, dump_config, load_config, with_values
 from plast_train.errors import UserError
-from plast_train.run_folder import sha256_of
+from plast_train.run_folder import RunFolder, publish_text, sha256_of
+from plast_train.stages import inputs_of, is_done, settings_of
 
 RULE = "parrot2024"
 LANGUAGES = ["en", "pt", "zh"]
@@ -256,3 +259,30 @@ def test_a_rule_that_selects_nothing_is_told_and_not_run(tmp_path: Path) -> None
     save_file(tables, path)
     _, entry = plan_entries(config, first, tmp_path, images=True)
     assert entry.run is None and "no layer selected" in str(entry.refused)
+
+
+def test_a_probe_is_shared_only_where_it_is_the_run_s_own(tmp_path: Path) -> None:
+    config, base = tiny(), {"fingerprint": "f"}
+    first = RunFolder(tmp_path / "first")
+    for name in ("first", "same", "seed", "torn"):
+        publish_text(tmp_path / name / "records.jsonl", "{}\n")
+    publish_text(first.statistics, "tables")
+    publish_text(first.evaluation / "parts" / "base" / "rank-0.jsonl", "{}\n")
+    inputs = inputs_of("collect", config, first, base)
+    assert inputs is not None
+    first.publish_record("collect", settings_of("collect", config), inputs, [first.statistics])
+
+    def shared(name: str, config: Config) -> RunFolder:
+        run = RunFolder(tmp_path / name)
+        share(SimpleNamespace(config=config, run=run, base=base))  # type: ignore[arg-type]
+        return run
+
+    same = shared("same", config)
+    assert is_done("collect", config, same, base) and same.statistics.samefile(first.statistics)
+    assert not same.evaluation.exists()  # the base's answers are taken when all of them are there
+    first.publish_record("evaluate", {}, {}, [])
+    assert (shared("same", config).evaluation / "parts" / "base" / "rank-0.jsonl").is_file()
+    assert shared("seed", tiny(seed=1)).record("collect") is None
+    publish_text(first.statistics, "others")
+    publish_text(same.statistics, "others")
+    assert shared("torn", config).record("collect") is None
