@@ -14,11 +14,13 @@ _WAY = "generated"
 
 
 def text_table(groups: Sequence[Group]) -> str:
-    """What was trained at what cost, then for each benchmark the accuracy per language."""
+    """What was trained at what cost, then for each benchmark what changed and the accuracy per language."""
     parts = [_aligned(_cost_rows(groups))]
+    shown = [group for group in groups if group.outcomes]
     for benchmark in benchmarks_of(groups):
-        title = f"{benchmark}: accuracy of generated answers in %, trained model (and change in points)"
-        parts += [title, _aligned(_accuracy_rows(groups, benchmark))]
+        title = f"{benchmark}: accuracy of generated answers in % (and change in points)"
+        parts.append(f"{title}\n{_aligned(_change_rows(shown, benchmark))}")
+        parts.append(_aligned(_language_rows(shown, benchmark)))
     parts += [f"{group.name}: {group.note}" for group in groups if group.note]
     return "\n\n".join(parts)
 
@@ -64,30 +66,34 @@ def _costs(group: Group) -> list[str]:
     return [f"{100 * group.mean('trained_share'):.2f}", f"{group.mean('seconds'):.0f}", f"{memory:.2f}"]
 
 
-def _accuracy_rows(groups: Sequence[Group], benchmark: str) -> list[list[str]]:
-    """The base's accuracies, then a line each: languages, and the mean's change with interval and spread."""
-    shown = [group for group in groups if group.outcomes]
-    tables = [changes(group, benchmark, _WAY) for group in shown]
-    languages = list(tables[0])
-    several = any(len(group.outcomes) > 1 for group in shown)
-    ends = [
-        "95 %",
-        *(["seeds"] if several else []),
-        *([f"from {shown[0].name}", "95 %"] if shown[1:] else []),
-    ]
-    rows = [["", *languages, *ends]]
-    rows.append(["base", *(percent(tables[0][name].base) for name in languages), *[""] * len(ends)])
-    for group, found in zip(shown, tables, strict=True):
-        cells = [f"{percent(c.trained)} ({points(c.base, c.trained)})" for c in found.values()]
-        last = found[languages[-1]]
-        cells.append(_interval(last))
+def _change_rows(groups: Sequence[Group], benchmark: str) -> list[list[str]]:
+    """English and the mean of the others: accuracy and change, the mean's interval and spread over the seeds,
+    and how far it is from the first group's."""
+    several = any(len(group.outcomes) > 1 for group in groups)
+    against_first = [f"from {groups[0].name}", "95 %"] if groups[1:] else []
+    rows = [["", ENGLISH, MEAN, "95 %", *(["seeds"] if several else []), *against_first]]
+    for group in groups:
+        found = changes(group, benchmark, _WAY)
+        shown = [found.get(name) for name in (ENGLISH, MEAN)]
+        cells = ["–" if c is None else f"{percent(c.trained)} ({points(c.base, c.trained)})" for c in shown]
+        mean = shown[1]
+        cells.append("–" if mean is None else _interval(mean))
         if several:
-            cells.append(f"{100 * min(last.by_run):+.1f} … {100 * max(last.by_run):+.1f}")
-        if shown[1:]:
-            against = None if group is shown[0] else difference(group, shown[0], benchmark, _WAY)
+            spread = [] if mean is None else [100 * min(mean.by_run), 100 * max(mean.by_run)]
+            cells.append(" … ".join(f"{value:+.1f}" for value in spread))
+        if against_first:
+            against = None if group is groups[0] else difference(group, groups[0], benchmark, _WAY)
             cells += ["", ""] if against is None else [f"{100 * against.change:+.1f}", _interval(against)]
         rows.append([group.name, *cells])
     return rows
+
+
+def _language_rows(groups: Sequence[Group], benchmark: str) -> list[list[str]]:
+    """The base's accuracy in each language, then a line for each trained model."""
+    tables = {group.name: changes(group, benchmark, _WAY) for group in groups}
+    first = next(iter(tables.values()))
+    rows = [["", *first], ["base", *(percent(change.base) for change in first.values())]]
+    return rows + [[name, *(percent(c.trained) for c in found.values())] for name, found in tables.items()]
 
 
 def _interval(change: Change) -> str:

@@ -48,7 +48,7 @@ def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
         Variant("attention", "attention of the selected layers", {"selection.modules": "attention"}),
         Variant(
             "lora",
-            f"LoRA of rank {LORA_RANK} on every layer",
+            "LoRA adapters on every layer",
             whole | {"train.method": "lora", "train.lora_rank": LORA_RANK},
         ),
         Variant("full", "everything but the vision tower", whole | {"train.method": "full"}),
