@@ -36,9 +36,11 @@ class Context:
             return [Record(**json.loads(line)) for line in file]
 
     @cached_property
-    def trains_on_images(self) -> bool:
-        """Whether every training sample has an image."""
-        return self.config.train.image_in_training and all(r.image is not None for r in self.records)
+    def trains_projector(self) -> bool:
+        """Whether the projector is trained: in full fine-tuning, where every training sample has an image."""
+        train = self.config.train
+        with_images = train.method == "full" and train.image_in_training
+        return with_images and all(record.image is not None for record in self.records)
 
     @property
     def partitioned(self) -> bool:

@@ -55,7 +55,7 @@ def names_of_changed(context: Context) -> list[str]:
     """The parameters in which the trained model differs from the base."""
     selection, lvlm, train = read_json(context.run.selection), context.lvlm, context.config.train
     layers, modules = selection["selected_layers"], selection["modules"]
-    return list(changed_weights(lvlm.model, lvlm.family, layers, modules, train, context.trains_on_images))
+    return list(changed_weights(lvlm.model, lvlm.family, layers, modules, train, context.trains_projector))
 
 
 def _depends_on(context: Context, name: str) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def changed_weights(
     model: nn.Module, family: Family, layers: Sequence[int], modules: str, train: TrainConfig, images: bool
 ) -> dict[str, nn.Parameter]:
     """The base's own parameters that `train.method` changes, by name; for LoRA, those that the adapters are
-    merged into. `images`: whether every training sample has one."""
+    merged into. `images`: whether every training sample has one (asked under `full` alone)."""
     if train.method == "full":
         return all_parameters(model, family, images)
     if train.method == "lora":

@@ -40,7 +40,7 @@ def _select(context: Context) -> list[Path]:
         selection.selected,
         config.selection.modules,
         config.train,
-        context.trains_on_images,
+        context.trains_projector,
     )
     counts = {
         "trainable_parameters": trained,

@@ -87,7 +87,7 @@ def parameters_to_train(context: Context, layers: list[int], modules: str) -> di
     config, lvlm = context.config, context.lvlm
     if config.train.method == "lora":
         return add_adapters(lvlm.model, lvlm.family, layers, modules, config.train, config.seed)
-    return changed_weights(lvlm.model, lvlm.family, layers, modules, config.train, context.trains_on_images)
+    return changed_weights(lvlm.model, lvlm.family, layers, modules, config.train, context.trains_projector)
 
 
 def _prepare(
