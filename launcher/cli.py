@@ -267,6 +267,39 @@ def _attention(arguments: argparse.Namespace) -> int:
     )
 
 
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of evaluated runs")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="also write the tables (CSV, LaTeX) and the figure (PNG, SVG)"
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from plast_train.comparison.publish import compare_runs
+
+    print(compare_runs(arguments.runs, arguments.out))
+    return 0
+
+
+def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument(
+        "--seeds", metavar="N", type=_count, help="train each variant so often (default: ablate.seeds, 3)"
+    )
+    parser.add_argument(
+        "--variants", metavar="NAME,…", default="", help="only these beside the recipe's own selection"
+    )
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from launcher.ablate import run_ablation
+
+    names = [name for name in arguments.variants.split(",") if name]
+    return run_ablation(
+        arguments.recipe, arguments.overrides, arguments.out, arguments.nproc, arguments.seeds, names
+    )
+
+
 def _demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
@@ -362,6 +395,10 @@ COMMANDS = {
     ),
     "attention": Command(
         "draw where in its image the replies to a question come from", _attention_arguments, _attention
+    ),
+    "compare": Command("several runs side by side", _compare_arguments, _compare),
+    "ablate": Command(
+        "the recipe's selection against others, LoRA and full fine-tuning", _ablate_arguments, _ablate
     ),
     "doctor": Command("check this machine and say what to mend", _doctor_arguments, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),

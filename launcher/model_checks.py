@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from plast_train.config import Config, SelectionConfig
+from plast_train.config import Config, SelectionConfig, TrainConfig
 from plast_train.data.questions import Record
 from plast_train.errors import UserError
 from plast_train.lvlm.architectures import count_parameters, read_architecture
@@ -27,7 +27,7 @@ class BaseModel:
         tokenizer, _ = load_text_side(folder, config.model.trust_remote_code)
         self.prompter = make_prompter(tokenizer, family, self.config, config.data.languages)
 
-    def trained_parameters(self, selection: SelectionConfig) -> int:
+    def trained_parameters(self, selection: SelectionConfig, train: TrainConfig) -> int:
         """Parameters that the selection trains; of a usual number of layers where a rule is yet to choose.
 
         Raises:
@@ -36,7 +36,7 @@ class BaseModel:
         layers = fixed_layers(selection, self.layers)
         if layers is None:
             layers = list(range(selection.k or usual_number(self.layers)))
-        return count_parameters(self.config, layers, selection.modules)[1]
+        return count_parameters(self.config, layers, selection.modules, train)[1]
 
 
 def check_checkpoints(run: RunFolder, fingerprint: str) -> None:

@@ -147,7 +147,7 @@ def _state(tree: dict[str, Any]) -> str:
         return f"running ({tree['owner']}; last sign of life {silence} ago)"
     if len(tree["stages_done"]) == len(STAGES):
         return "finished"
-    if not tree["attempts"]:
+    if not tree["attempts"] and not tree["stages_done"]:
         return "not started"
     if tree["owner"]:
         return f"not running; {tree['owner']} was lost {duration(max(0.0, tree['last_sign_of_life']))} ago"

@@ -19,9 +19,12 @@ STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report
 # recompute, checkpoint intervals, batch size of generation) is not among them.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
-    "select": ("seed", "probe.position", "selection"),
+    "select": ("seed", "probe.position", "selection", "train.method", "train.lora_rank"),
     "train": (
         "seed",
+        "train.method",
+        "train.lora_rank",
+        "train.lora_alpha",
         "model.dtype",
         "data.languages",
         "train.epochs",
@@ -36,6 +39,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "train.image_in_training",
         "train.instruction",
         "train.validation_records",
+        "sampling",
     ),
     "export": (),
     "evaluate": (

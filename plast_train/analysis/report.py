@@ -60,10 +60,15 @@ def _done(run: RunFolder, config: Config) -> str:
     selection, layers = read_json(run.selection), read_json(run.summary)["layers"]
     share = f"{selection['trainable_fraction']:.1%} of {selection['total_parameters']:,} parameters"
     others = _listed(language_name(x) for x in config.data.languages if x != ENGLISH)
+    selected = f"ayers {_listed(selection['selected_layers'])} of {layers}"
+    what = {
+        "layers": f"Decoder l{selected}",
+        "lora": f"LoRA adapters on decoder l{selected}",
+        "full": "All weights but the vision tower's",
+    }[config.train.method]
     return (
-        f"Decoder layers {_listed(selection['selected_layers'])} of {layers} ({share}; "
-        f"{selection['modules']} modules, strategy {selection['strategy']}) were trained to translate "
-        f"questions from {others} into English; everything else stayed frozen."
+        f"{what} ({share}; {selection['modules']} modules, strategy {selection['strategy']}) were trained to "
+        f"translate questions from {others} into English; everything else stayed frozen."
     )
 
 
