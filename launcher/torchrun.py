@@ -77,7 +77,7 @@ class Machines:
 def command(
     run: RunFolder, arguments: Sequence[str], nproc: int, machines: Machines, module: str | None = None
 ) -> list[str]:
-    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline, or of `module`. Their
+    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline or of `module`. Their
     own arguments are the run's folder and `arguments` (of the pipeline: stages)."""
     return [
         *(sys.executable, "-m", "launcher.child", "torch.distributed.run"),
