@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.text += data
         if self.open and self.open[-1][0] in {"td", "th"}:
             self.tables[-1][-1][-1] += data
-        if self.open and "dir" in self.open[-1][1]:
+        if self.open and {"dir", "lang"} <= self.open[-1][1].keys():
             own = self.open[-1][1]
             self.said.append((str(own["lang"]), own["dir"], data))
 

@@ -58,12 +58,16 @@ def _lead(run: RunFolder, config: Config, results: list[Result]) -> str:
 
 def _done(run: RunFolder, config: Config) -> str:
     selection, layers = read_json(run.selection), read_json(run.summary)["layers"]
-    share = f"{selection['trainable_fraction']:.1%} of {selection['total_parameters']:,} parameters"
+    chosen = selection["selected_layers"]
+    trained = (
+        f"Decoder layer {chosen[0]} was" if len(chosen) == 1 else f"Decoder layers {_listed(chosen)} were"
+    )
     others = _listed(language_name(x) for x in config.data.languages if x != ENGLISH)
     return (
-        f"Decoder layers {_listed(selection['selected_layers'])} of {layers} ({share}; "
-        f"{selection['modules']} modules, strategy {selection['strategy']}) were trained to translate "
-        f"questions from {others} into English; everything else stayed frozen."
+        f"{trained} trained to translate questions from {others} into English; the other layers of 0 to "
+        f"{layers - 1} and everything else stayed frozen. That is {selection['trainable_fraction']:.1%} of "
+        f"{selection['total_parameters']:,} parameters (modules: {selection['modules']}; layers chosen by "
+        f"the strategy {selection['strategy']})."
     )
 
 
