@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | test-cluster | test-docker | lint
+# make setup | demo | test | test-slow | test-long | test-cluster | test-docker | lint
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-cluster test-docker lint
+.PHONY: setup demo test test-slow test-long test-cluster test-docker lint
 
 setup: .venv/installed
 
@@ -19,7 +19,11 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster and not docker"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
+
+# The 100-kill test.
+test-long: setup
+	$(BIN)/python -m pytest -m long -s
 
 # As root, with Debian's slurmctld slurmd slurm-client munge; skipped without.
 test-cluster: setup

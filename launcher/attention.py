@@ -73,14 +73,13 @@ def _checked_layers(config: Config, base: dict[str, Any], layers: Sequence[int])
     from plast_train.lvlm.architectures import read_architecture
 
     count = read_architecture(Path(base["path"]), "")["text_config"]["num_hidden_layers"]
-    own = config.analyse.attention_layer
     for layer in layers:
         if layer > count - 2:
             raise UserError(
                 f"--layer {layer}: layers 0 to {count - 2} have a map; nothing reads the last layer's "
                 "output at the image"
             )
-    return list(layers) or [count // 2 if own is None else own]
+    return list(layers) or [config.analyse.map_layer(count)]
 
 
 def _draw(
@@ -96,7 +95,6 @@ def _draw(
     import torch
 
     from plast_train.analysis.attention import Question, describe_question, draw_question, explain_record
-    from plast_train.analysis.boxes import read_boxes
     from plast_train.analysis.models import for_sequences
     from plast_train.evaluation.accuracies import BASE, TRAINED
     from plast_train.lvlm.loading import load_lvlm
@@ -104,7 +102,6 @@ def _draw(
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"  # or importing deepspeed says at length that it found none
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    boxes = read_boxes(Path(config.analyse.boxes)) if config.analyse.boxes else {}
     explained = {}
     for name, folder in ((BASE, base["path"]), (TRAINED, str(run.export))):
         print(f"loading {folder}", flush=True)
@@ -112,7 +109,7 @@ def _draw(
         prompter = lvlm.prompter(list(languages))
         explained[name] = explain_record(lvlm, prompter, records, number, config.evaluate.max_new_tokens)
     for at, language in enumerate(languages):
-        question = Question(records[number], language, boxes.get(records[number].id))
+        question = Question(records[number], language)
         own = {name: found[at] for name, found in explained.items()}
         described = describe_question(lvlm, question, own)
         print(f"{language}: {described['question']}")

@@ -51,6 +51,15 @@ class Command:
     run: Callable[[argparse.Namespace], int]
 
 
+def plast() -> NoReturn:
+    """The command itself: `main`, and an end at once. Where torch is imported Python's own end takes seconds
+    on a busy machine, and whoever waits for a failed run to restart it waits for them too."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0 when done, 2 for what the user can mend, 1 otherwise."""
     try:
@@ -173,6 +182,34 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return run_stages(arguments.target, arguments.overrides, arguments.out, arguments.nproc, ("evaluate",))
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="RECIPE|RUN", help="a recipe, or the folders of two or more runs")
+    parser.add_argument(
+        "others", metavar="section.key=value|RUN", nargs="*", help="replaces a value of the recipe; more runs"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="RUN|FILE",
+        type=Path,
+        help="the run's folder; of several runs the page (comparison.html)",
+    )
+    parser.add_argument("--nproc", metavar="N", type=_count, help="ranks on this machine")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    runs = [Path(arguments.target), *map(Path, arguments.others)]
+    if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
+        from plast_train.analysis.report_comparison import write_comparison
+
+        print(write_comparison(runs, arguments.out or Path("comparison.html")))
+        return 0
+    if arguments.out is None:
+        raise UserError("report: give --out RUN for a recipe's stage, or the folders of two or more runs")
+    from launcher.run import run_stages
+
+    return run_stages(arguments.target, arguments.others, arguments.out, arguments.nproc, ("report",))
+
+
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -255,6 +292,39 @@ def _attention(arguments: argparse.Namespace) -> int:
 
     return draw_attention(
         arguments.run, arguments.question, arguments.language, arguments.layer, arguments.out
+    )
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of evaluated runs")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="also write the tables (CSV, LaTeX) and the figure (PNG, SVG)"
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from plast_train.comparison.publish import compare_runs
+
+    print(compare_runs(arguments.runs, arguments.out))
+    return 0
+
+
+def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument(
+        "--seeds", metavar="N", type=_count, help="train each variant so often (default: ablate.seeds, 3)"
+    )
+    parser.add_argument(
+        "--variants", metavar="NAME,…", default="", help="only these beside the recipe's own selection"
+    )
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from launcher.ablate import run_ablation
+
+    names = [name for name in arguments.variants.split(",") if name]
+    return run_ablation(
+        arguments.recipe, arguments.overrides, arguments.out, arguments.nproc, arguments.seeds, names
     )
 
 
@@ -346,6 +416,9 @@ COMMANDS = {
     "evaluate": Command(
         "score a model, or a run's base and trained model, on benchmarks", _evaluate_arguments, _evaluate
     ),
+    "report": Command(
+        "write one HTML page about the run, or one that compares several", _report_arguments, _report
+    ),
     "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
     "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
     "status": Command(
@@ -354,10 +427,14 @@ COMMANDS = {
     "attention": Command(
         "draw where in its image the replies to a question come from", _attention_arguments, _attention
     ),
+    "compare": Command("several runs side by side", _compare_arguments, _compare),
+    "ablate": Command(
+        "the recipe's selection against others, LoRA and full fine-tuning", _ablate_arguments, _ablate
+    ),
     "doctor": Command("check this machine and say what to mend", _doctor_arguments, _doctor),
     "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
     "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    plast()

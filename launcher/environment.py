@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "deepspeed",
+    "peft",
     "safetensors",
     "sentencepiece",
     "numpy",
@@ -26,6 +28,7 @@ PACKAGES = (
 )
 
 
+@functools.cache
 def describe_environment(gpus: int) -> dict[str, Any]:
     """Plain JSON: `host, platform, python, packages, cores, memory_bytes, cuda, gpus`.
 

@@ -61,6 +61,14 @@ def check_disk(
     Raises:
         UserError: not enough of it.
     """
+    needed, parts = run_bytes(config, run, base, trained, nproc, todo)
+    require_room(run.path, needed, f"the run needs about {_gigabytes(needed)} ({' and '.join(parts)})")
+
+
+def run_bytes(
+    config: Config, run: RunFolder, base: Path, trained: int, nproc: int, todo: Collection[str]
+) -> tuple[int, list[str]]:
+    """What `check_disk` asks for, in bytes, and what for."""
     needed, parts = 0, []
     if "train" in todo:
         one, count = checkpoint_bytes(trained, nproc), config.checkpoint.keep + 1
@@ -70,11 +78,16 @@ def check_disk(
         export = _size(base)
         needed += export - _size(run.export)
         parts.append(f"an export of {_gigabytes(export)}")
-    free = shutil.disk_usage(nearest_existing(run.path)).free
+    return needed, parts
+
+
+def require_room(folder: Path, needed: int, why: str) -> None:
+    """Raises UserError where the folder's disk has fewer than `needed` bytes free; `why` says what for."""
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
         raise UserError(
-            f"--out {run.path}: {_gigabytes(free)} are free on its disk, but the run needs about "
-            f"{_gigabytes(needed)} ({' and '.join(parts)}); free some, lower checkpoint.keep or use another"
+            f"--out {folder}: {_gigabytes(free)} are free on its disk, but {why}; free some, lower "
+            "checkpoint.keep or use another"
         )
 
 

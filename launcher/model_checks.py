@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from plast_train.config import Config, SelectionConfig
+from plast_train.config import Config, SelectionConfig, TrainConfig
 from plast_train.data.questions import Record
 from plast_train.errors import UserError
 from plast_train.lvlm.architectures import count_parameters, read_architecture
@@ -27,7 +27,7 @@ class BaseModel:
         tokenizer, _ = load_text_side(folder, config.model.trust_remote_code)
         self.prompter = make_prompter(tokenizer, family, self.config, config.data.languages)
 
-    def trained_parameters(self, selection: SelectionConfig) -> int:
+    def trained_parameters(self, selection: SelectionConfig, train: TrainConfig) -> int:
         """Parameters that the selection trains; of a usual number of layers where a rule is yet to choose.
 
         Raises:
@@ -36,7 +36,7 @@ class BaseModel:
         layers = fixed_layers(selection, self.layers)
         if layers is None:
             layers = list(range(selection.k or usual_number(self.layers)))
-        return count_parameters(self.config, layers, selection.modules)[1]
+        return count_parameters(self.config, layers, selection.modules, train)[1]
 
 
 def check_checkpoints(run: RunFolder, fingerprint: str) -> None:
@@ -113,15 +113,11 @@ def check_benchmarks(config: Config, base: BaseModel) -> None:
         )
 
 
-def check_analyses(config: Config, base: BaseModel, records: list[Record]) -> None:
-    """Raises UserError for a layer without attention maps, and for boxes that do not fit the records."""
-    from plast_train.analysis.boxes import check_boxes
-
+def check_analyses(config: Config, base: BaseModel) -> None:
+    """Raises UserError for a layer without attention maps."""
     layer = config.analyse.attention_layer
     if layer is not None and layer > base.layers - 2:
         raise UserError(
             f"analyse.attention_layer={layer}: layers 0 to {base.layers - 2} have attention maps; nothing "
             "reads the last layer's output at the image"
         )
-    if config.analyse.boxes is not None:
-        check_boxes(Path(config.analyse.boxes), records)

@@ -81,14 +81,16 @@ def make_plan(recipe: str, config: Config, options: PlanOptions) -> dict[str, An
     architecture = read_architecture(folder, config.model.path)
     shape = shape_of(architecture)
     layers, layers_note = layers_to_train(config.selection, shape.decoder.layers)
-    total, trained = count_parameters(architecture, layers, config.selection.modules)
+    total, trained = count_parameters(architecture, layers, config.selection.modules, config.train)
+    lora = config.train.method == "lora"
     model = TrainedModel(
         decoder=shape.decoder,
         total_parameters=total,
         trained_parameters=trained,
         bytes_per_weight=2 if config.model.dtype == "bfloat16" else 4,
         selected_layers=tuple(layers),
-        parts=TRAINED_PARTS[config.selection.modules],
+        parts=TRAINED_PARTS[config.selection.modules] - ({"norms"} if lora else set()),
+        adapter_rank=config.train.lora_rank or 0,
     )
     data = read_data(config, architecture, folder, options.records)
     training, collecting = training_work(config, data, shape, layers), collecting_work(config, data, shape)
@@ -108,6 +110,7 @@ def make_plan(recipe: str, config: Config, options: PlanOptions) -> dict[str, An
             "strategy": config.selection.strategy,
             "layers": layers,
             "modules": config.selection.modules,
+            "method": config.train.method,
             "assumed": layers_note is not None,
         },
         "data": {

@@ -126,11 +126,16 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
     Raises:
         UserError: more samples than `data.max_bad_fraction` allows cannot be run.
     """
+    from plast_train.data.mixing import some_of_each_template
     from plast_train.data.sampling import plan_training, split_records
     from plast_train.training.flops import step_flops
+    from plast_train.training.flops_methods import method_flops
 
     train = config.train
     numbers, held_back = split_records(len(data.records), train.validation_records, config.seed)
+    if config.sampling.per_template is not None:
+        english = [record.questions["en"] for record in data.records]
+        numbers = some_of_each_template(english, numbers, config.sampling.per_template, config.seed)
     sample = [numbers[i] for i in _sample(len(numbers), max(SAMPLE, 2 * train.global_batch), config.seed)]
     sequences = _runnable(config, data, list(data.prompter.translations(data.records, sample, train)))
     count = training_steps(config, [data.records[n] for n in numbers])
@@ -155,7 +160,9 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
         unshared_tokens=fmean(_unshared(trees) for _, trees in steps),
         labels=fmean(step.labels for step, _ in steps),
         images=fmean(_images(trees) for _, trees in steps),
-        useful_flops=fmean(step_flops(shape, s.rows, layers, config.selection.modules) for s, _ in steps),
+        useful_flops=fmean(
+            method_flops(shape, s.rows, layers, config.selection.modules, train) for s, _ in steps
+        ),
         recompute_flops=fmean(_recomputed(shape, trees, layers) for _, trees in steps),
         all_layers_flops=fmean(step_flops(shape, s.rows, everything, "all") for s, _ in steps),
         longest_row=max(sum(tree.tokens for tree in row) for row in rows),
@@ -189,7 +196,8 @@ def training_steps(config: Config, records: Sequence[Record]) -> int:
     per_record = len(config.data.languages) - 1
     with_image = sum(r.image is not None and config.train.image_in_training for r in records)
     batches = [
-        math.ceil(n * per_record / config.train.global_batch) for n in (with_image, len(records) - with_image)
+        math.ceil(config.sampling.keep * n * per_record / config.train.global_batch)
+        for n in (with_image, len(records) - with_image)
     ]
     return max(1, math.ceil(config.train.epochs * sum(batches)))
 

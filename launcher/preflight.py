@@ -44,13 +44,18 @@ def preflight(
     Raises:
         UserError: anything that would stop the run later; nothing has been written then.
     """
+    return preflight_config(load_config(recipe, overrides), recipe, out, nproc, stages)
+
+
+def preflight_config(
+    config: Config, recipe: str, out: Path, nproc: int | None, stages: Sequence[str]
+) -> Prepared:
+    """The same for a config that is read already; `recipe` is its name in messages."""
     run, machines = RunFolder(out), Machines.of(os.environ)
-    config = load_config(recipe, overrides)
     load_deepspeed_config(config)
     config = resolve_paths(config)
     check_writable(run.path)
     check_benchmark_files(config)
-    check_boxes_file(config)
     records = read_records(config.data)
 
     # These import torch, which takes seconds: what was wrong so far is said at once.
@@ -67,20 +72,20 @@ def preflight(
     base = describe_base(resolve_base(config.model))
     gpus = count_gpus()
     nproc = nproc or max(1, gpus)
-    finished = finished_stages(config, run, base, records)
+    finished = finished_stages(config, run, base, records_text(records))
     if not finished.issuperset(stages):
         check_checkpoints(run, base["fingerprint"])
         check_ranks(nproc, gpus, os.cpu_count() or 1)
         model = BaseModel(config, Path(base["path"]))
-        trained = model.trained_parameters(config.selection)
+        trained = model.trained_parameters(config.selection, config.train)
         records = usable_records(config, model, records)
-        finished = finished_stages(config, run, base, records)
+        finished = finished_stages(config, run, base, records_text(records))
         check_validation(config, records)
         check_earlier_stages(stages, finished, recipe, out)
         if {"evaluate", "analyse"} & set(stages):
             check_benchmarks(config, model)
         if "analyse" in stages:
-            check_analyses(config, model, records)
+            check_analyses(config, model)
         check_disk(config, run, model.folder, trained, nproc, set(stages) - finished)
     done = tuple(stage for stage in stages if stage in finished)
     todo = tuple(stage for stage in stages if stage not in finished)
@@ -92,11 +97,10 @@ def records_text(records: Sequence[Record]) -> str:
     return "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
 
 
-def finished_stages(
-    config: Config, run: RunFolder, base: dict[str, Any], records: Sequence[Record]
-) -> set[str]:
-    """The stages that stand: done with these settings and inputs, and so are all they need."""
-    if not run.records.is_file() or run.records.read_text(encoding="utf-8") != records_text(records):
+def finished_stages(config: Config, run: RunFolder, base: dict[str, Any], records: str) -> set[str]:
+    """The stages that stand: done with these settings and inputs, and so are all they need. `records` is the
+    text of records.jsonl."""
+    if not run.records.is_file() or run.records.read_text(encoding="utf-8") != records:
         return set()
     finished: set[str] = set()
     for stage in STAGES:
@@ -135,10 +139,3 @@ def check_benchmark_files(config: Config) -> None:
     for path in config.evaluate.benchmarks:
         if not Path(path).exists():
             raise UserError(f"evaluate.benchmarks: {path} is no file; mend its path")
-
-
-def check_boxes_file(config: Config) -> None:
-    """Raises UserError for boxes that are no file."""
-    boxes = config.analyse.boxes
-    if boxes is not None and not Path(boxes).is_file():
-        raise UserError(f"analyse.boxes: {boxes} is no file; mend its path")

@@ -47,7 +47,7 @@ def run_stages(
         if prepared.todo:
             outcome = _attempt(prepared, stops) if first else _start_ranks(prepared)
             if outcome.kind != "done":
-                return _tell(outcome, prepared)
+                return tell(outcome, prepared)
         if first:
             print(final_table(prepared.run))
         return 0
@@ -110,7 +110,7 @@ def _unfinished(prepared: Prepared) -> str | None:
     return next((stage for stage in prepared.todo if prepared.run.record(stage) is None), None)
 
 
-def _tell(outcome: Outcome, prepared: Prepared) -> int:
+def tell(outcome: Outcome, prepared: Prepared) -> int:
     """Says why the run ended, the first failing rank's error last. Returns the exit code.
 
     Raises:

@@ -109,9 +109,9 @@ def _is_done(run: RunFolder, stage: str) -> bool:
 
 
 def _current(stages: dict[str, bool], attempts: list[Attempt]) -> str | None:
-    """The stage the run is at: the first that is not done, if it was ever started."""
+    """The stage the run is at: the first that is not done, unless no launch was to do it."""
     missing = next((stage for stage, done in stages.items() if not done), None)
-    return missing if attempts else None
+    return missing if attempts and attempts[-1].kind != "done" else None
 
 
 def _progress(progress: dict[str, Any] | None, running: bool) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ def _state(tree: dict[str, Any]) -> str:
         return f"running ({tree['owner']}; last sign of life {silence} ago)"
     if len(tree["stages_done"]) == len(STAGES):
         return "finished"
-    if not tree["attempts"]:
+    if not tree["attempts"] and not tree["stages_done"]:
         return "not started"
     if tree["owner"]:
         return f"not running; {tree['owner']} was lost {duration(max(0.0, tree['last_sign_of_life']))} ago"

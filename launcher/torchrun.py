@@ -75,9 +75,10 @@ class Machines:
 
 
 def command(
-    run: RunFolder, stages: Sequence[str], nproc: int, machines: Machines, module: str | None = None
+    run: RunFolder, arguments: Sequence[str], nproc: int, machines: Machines, module: str | None = None
 ) -> list[str]:
-    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline, or of `module`."""
+    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline, or of `module`. Their
+    own arguments are the run's folder and `arguments` (of the pipeline: stages)."""
     return [
         *(sys.executable, "-m", "launcher.child", "torch.distributed.run"),
         *machines.options(),
@@ -85,7 +86,7 @@ def command(
         f"--shutdown-timeout={SECONDS_TO_END}",
         "--signals-to-handle=SIGQUIT",  # all others go to the ranks alone, see launcher.child
         *("--module", "launcher.child", module or PIPELINE),
-        *(str(run.path.resolve()), *stages),
+        *(str(run.path.resolve()), *arguments),
     ]
 
 
@@ -106,14 +107,13 @@ def rank_environment(nproc: int, gpus: int) -> dict[str, str]:
 
 def start_ranks(
     run: RunFolder,
-    stages: Sequence[str],
+    arguments: Sequence[str],
     nproc: int,
     gpus: int,
     machines: Machines,
     module: str | None = None,
 ) -> Outcome:
-    """Runs the stages on `nproc` ranks here and waits until they end, on this machine and all others. With
-    `module` the ranks run that instead of the pipeline.
+    """Runs `nproc` ranks here (see `command`) and waits until they end, on this machine and all others.
 
     A stop signal is passed on to the ranks, which save and end; a second Ctrl-C ends them at once.
 
@@ -127,7 +127,7 @@ def start_ranks(
     notes = Notes(run.logs)
     with torchrun_log(run, machines).open("wb") as log:
         agent = subprocess.Popen(
-            command(run, stages, nproc, machines, module),
+            command(run, arguments, nproc, machines, module),
             env=rank_environment(nproc, gpus),
             stdin=subprocess.DEVNULL,
             stderr=log,

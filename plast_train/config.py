@@ -6,7 +6,7 @@ nearest right name; a wrong value is named with its file and line.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -77,6 +77,15 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class TrainConfig(Section):
+    method: Literal["layers", "lora", "full"] = Field(
+        "layers",
+        description="what is trained: the selected layers' weights, LoRA adapters beside their linear "
+        "layers, or everything but the vision tower",
+    )
+    lora_rank: int | None = Field(None, ge=1, description="with method `lora`: r of Hu et al. 2021")
+    lora_alpha: float | None = Field(
+        None, gt=0.0, description="with method `lora`: adapters count by lora_alpha / lora_rank; default 2 r"
+    )
     deepspeed: str = Field("zero2", description="a name in ds_configs/ or the path of a DeepSpeed JSON")
     epochs: float = Field(1.0, gt=0.0)
     max_steps: int | None = Field(None, ge=1, description="stops there; default: epochs decide")
@@ -97,6 +106,60 @@ class TrainConfig(Section):
     def instruction_has_its_fields(self) -> TrainConfig:
         if "{question}" not in self.instruction:
             raise ValueError("train.instruction must contain {question}")
+        return self
+
+    @model_validator(mode="after")
+    def lora_options_fit_the_method(self) -> TrainConfig:
+        if self.method == "lora" and self.lora_rank is None:
+            raise ValueError("train.method 'lora' needs train.lora_rank, e.g. 16")
+        if self.method != "lora" and (self.lora_rank is not None or self.lora_alpha is not None):
+            raise ValueError(
+                f"train.lora_rank and train.lora_alpha have no meaning with train.method '{self.method}'; "
+                "remove them, or give train.method=lora"
+            )
+        return self
+
+    @property
+    def lora_scale(self) -> float:
+        """By what the product of the adapters' two matrices is multiplied: α / r."""
+        assert self.lora_rank is not None
+        return 2.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
+
+
+class SamplingConfig(Section):
+    """Which question-translation pairs are trained on, and how often (`data.mixing` says how)."""
+
+    languages: Literal["as_given", "temperature", "balanced", "overlap"] = Field(
+        "as_given", description="what a language's share follows: its pairs, their root, nothing, its overlap"
+    )
+    temperature: float | None = Field(
+        None, ge=1.0, description="T, with `languages: temperature`: pairs to the power of 1/T"
+    )
+    language_weights: dict[str, float] = Field(
+        default_factory=dict, description="language: factor of its share, e.g. {sw: 2}"
+    )
+    per_template: int | None = Field(
+        None, ge=1, description="at most so many records whose English questions differ in single words"
+    )
+    keep: float = Field(1.0, gt=0.0, le=1.0, description="share of each language's pairs that is trained on")
+    keep_by: Literal["hardest", "easiest"] | None = Field(
+        None, description="which: those with the highest or the lowest loss of the base model"
+    )
+
+    @model_validator(mode="after")
+    def options_fit_each_other(self) -> SamplingConfig:
+        if (self.languages == "temperature") != (self.temperature is not None):
+            raise ValueError(
+                "sampling.temperature and sampling.languages 'temperature' go together: give both or neither"
+            )
+        if (self.keep < 1.0) != (self.keep_by is not None):
+            raise ValueError("sampling.keep below 1 and sampling.keep_by go together: give both or neither")
+        wrong = {name: weight for name, weight in self.language_weights.items() if not weight > 0.0}
+        if wrong:
+            raise ValueError(
+                f"sampling.language_weights must be above 0, but has {wrong}; to leave a language out, take "
+                "it out of data.languages"
+            )
         return self
 
 
@@ -139,9 +202,6 @@ class AnalyseConfig(Section):
         None, ge=0, description="0-based layer of the pictures; default: the middle one"
     )
     pictures: int = Field(4, ge=0, description="attention maps drawn in the run")
-    boxes: str | None = Field(
-        None, description="JSON lines of `id` and `box`: where the object that a question asks about is"
-    )
     neuron_share: float = Field(
         0.01,
         gt=0.0,
@@ -152,11 +212,27 @@ class AnalyseConfig(Section):
         0.95, gt=0.0, lt=1.0, description="of all activation probabilities; a language's neurons lie above it"
     )
 
+    def map_layer(self, layers: int) -> int:
+        """The layer of the pictures in a decoder of so many: the middle one, if none was asked for. The last
+        one has no attention map."""
+        return min(layers // 2, layers - 2) if self.attention_layer is None else self.attention_layer
+
     @model_validator(mode="after")
     def analyses_are_named_once(self) -> AnalyseConfig:
         if len(set(self.analyses)) != len(self.analyses):
             raise ValueError(f"analyse.analyses names an analysis twice: {self.analyses}")
         return self
+
+
+class AblateConfig(Section):
+    """What `plast ablate` runs. Values are given by dotted key, as on the command line."""
+
+    seeds: int = Field(3, ge=1, description="each variant is trained with so many seeds, from `seed` upwards")
+    variants: list[str] = Field(default_factory=list, description="names; default: all that apply")
+    every: dict[str, Any] = Field(default_factory=dict, description="section.key: value for every run")
+    only: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="variant: {section.key: value} for the runs of one variant"
+    )
 
 
 class Config(Section):
@@ -166,9 +242,11 @@ class Config(Section):
     probe: ProbeConfig = ProbeConfig()
     selection: SelectionConfig = SelectionConfig()
     train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     analyse: AnalyseConfig = AnalyseConfig()
+    ablate: AblateConfig = AblateConfig()
     watchdog_minutes: float = Field(
         30.0, gt=0.0, description="a run in which no rank has moved for so long is ended"
     )
@@ -180,6 +258,28 @@ class Config(Section):
             raise ValueError("data.languages must contain 'en': every statistic is relative to English")
         if len({language.lower() for language in languages}) != len(languages):
             raise ValueError(f"data.languages names a language twice: {languages}")
+        return self
+
+    @model_validator(mode="after")
+    def weights_are_of_translated_languages(self) -> Config:
+        others = [language for language in self.data.languages if language != "en"]
+        for language in self.sampling.language_weights:
+            if language not in others:
+                raise ValueError(
+                    f"sampling.language_weights names '{language}', but questions are translated from "
+                    f"{', '.join(others)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def full_training_trains_every_layer(self) -> Config:
+        selected = (self.selection.strategy, self.selection.modules)
+        if self.train.method == "full" and selected != ("all", "all"):
+            raise ValueError(
+                "train.method 'full' trains every layer whole, but selection.strategy is "
+                f"'{selected[0]}' and selection.modules '{selected[1]}'; add selection.strategy=all "
+                "selection.modules=all"
+            )
         return self
 
 
@@ -226,6 +326,28 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, source, lines) for e in error.errors())) from None
+
+
+def with_values(config: Config, values: Mapping[str, Any], source: str) -> Config:
+    """The config with other values, given by dotted key.
+
+    Raises:
+        UserError: unknown key, wrong value or contradiction; `source` says where they come from.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        inner: dict[str, Any] = tree
+        for section in sections:
+            found = inner.get(section)
+            inner = found if isinstance(found, dict) else {}
+        if leaf not in inner:
+            raise UserError(f"{source}: unknown key '{key}'{nearest(leaf, _keys(sections))}")
+        inner[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(e, source, {}) for e in error.errors())) from None
 
 
 def dump_config(config: Config) -> str:

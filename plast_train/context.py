@@ -35,6 +35,13 @@ class Context:
         with self.run.records.open(encoding="utf-8") as file:  # splitlines() would split at U+2028 too
             return [Record(**json.loads(line)) for line in file]
 
+    @cached_property
+    def trains_projector(self) -> bool:
+        """Whether the projector is trained: in full fine-tuning, where every training sample has an image."""
+        train = self.config.train
+        with_images = train.method == "full" and train.image_in_training
+        return with_images and all(record.image is not None for record in self.records)
+
     @property
     def partitioned(self) -> bool:
         """Whether the weights are spread over the ranks (ZeRO-3)."""

@@ -40,11 +40,7 @@ def resolve_paths(config: Config) -> Config:
             "image_root": config.evaluate.image_root and _absolute(config.evaluate.image_root),
         }
     )
-    boxes = config.analyse.boxes
-    analyse = config.analyse.model_copy(update={"boxes": boxes and _absolute(boxes)})
-    return config.model_copy(
-        update={"data": data, "model": model, "train": train, "evaluate": evaluate, "analyse": analyse}
-    )
+    return config.model_copy(update={"data": data, "model": model, "train": train, "evaluate": evaluate})
 
 
 def cache_folder() -> Path:

@@ -115,11 +115,12 @@ def main(arguments: Sequence[str]) -> int:
     """One rank of a run: `RUN STAGE …`. Returns the exit code, as `live` does."""
     run, stages = RunFolder(Path(arguments[0])), arguments[1:]
     assert set(stages) <= set(STAGES)
-    return live(run, lambda ranks: run_stages(_context(run, ranks), ranks.broadcast(stages)))
+    return live(run, lambda ranks: run_stages(context_of(run, ranks), ranks.broadcast(stages)))
 
 
 def live(run: RunFolder, work: Callable[[Ranks], None]) -> int:
-    """One rank's life. Returns the exit code: 0 done, 2 the user can mend it, 1 otherwise."""
+    """One rank's life: joins the ranks, whose logs are in the run's folder, and does the work. Returns the
+    exit code: 0 done, 2 the user can mend it, 1 otherwise."""
     ranks = None
     try:
         ranks = start_ranks(run.logs)
@@ -133,7 +134,7 @@ def live(run: RunFolder, work: Callable[[Ranks], None]) -> int:
         return _failed(run, ranks, "defect", error, 1)
 
 
-def _context(run: RunFolder, ranks: Ranks) -> Context:
+def context_of(run: RunFolder, ranks: Ranks) -> Context:
     """What rank 0 has read: the launchers of other machines may have seen the folder later, or as it was."""
     config = ranks.on_first(lambda: load_config(str(run.config)))
     ranks.watchdog.minutes = config.watchdog_minutes

@@ -19,9 +19,12 @@ STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report
 # recompute, checkpoint intervals, batch size of generation) is not among them.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
-    "select": ("seed", "probe.position", "selection"),
+    "select": ("seed", "probe.position", "selection", "train.method", "train.lora_rank"),
     "train": (
         "seed",
+        "train.method",
+        "train.lora_rank",
+        "train.lora_alpha",
         "model.dtype",
         "data.languages",
         "train.epochs",
@@ -36,6 +39,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "train.image_in_training",
         "train.instruction",
         "train.validation_records",
+        "sampling",
     ),
     "export": (),
     "evaluate": (
@@ -86,8 +90,6 @@ def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) 
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
     if stage in ("evaluate", "analyse"):
         inputs |= {str(Path(p).name): content_hash(Path(p)) for p in config.evaluate.benchmarks}
-    if stage == "analyse" and config.analyse.boxes is not None:
-        inputs["boxes"] = sha256_of(Path(config.analyse.boxes))
     for needed in _NEEDS[stage]:
         record = run.record(needed)
         if record is None:

@@ -54,6 +54,7 @@ PLACES = {
     "deleting": "train",
     "exporting": "export",
     "evaluating": "evaluate",
+    "analysing": "analyse",
     "resuming": "train",
     "training": "train",
     "selecting": "select",
@@ -65,6 +66,7 @@ STARTS = {
     "metrics.jsonl": "training",
     "tensorboard": "training",
     "evaluation": "evaluating",
+    "analysis": "analysing",
     "report": "reporting",
     "stages": "recording",
 }

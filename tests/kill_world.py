@@ -36,6 +36,10 @@ SETTINGS = [
     "checkpoint.every_minutes=1e-6",
     "checkpoint.keep=2",
     "evaluate.batch_size=2",
+    "analyse.records=4",
+    "analyse.items=2",
+    "analyse.attention_records=2",
+    "analyse.pictures=1",
     "evaluate.max_new_tokens=4",
 ]
 
@@ -84,6 +88,7 @@ def require_same_end(run: Path, reference: Path) -> None:
         "selection.json",
         "export/model.safetensors",
         "evaluation/results.json",
+        *(f"analysis/{name}.json" for name in ("neurons", "stability", "representation", "knockout")),
     ):
         assert sha256_of(run / name) == sha256_of(reference / name), name
     steps = metrics(run)

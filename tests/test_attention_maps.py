@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +23,9 @@ from plast_train.analysis.attention_maps import (
     mass_inside,
     seen_image,
 )
-from plast_train.analysis.boxes import check_boxes, read_boxes
 from plast_train.analysis.heat_picture import drawable
-from plast_train.config import ModelConfig
-from plast_train.data.questions import Record
+from plast_train.config import DataConfig, ModelConfig
+from plast_train.data.questions import Record, read_records
 from plast_train.errors import UserError
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
@@ -242,38 +240,31 @@ def test_the_tiny_lvlm_looks_at_what_it_is_asked_about() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("box", "message"),
     [
-        ("{", "boxes.jsonl:2: not JSON"),
-        ('{"box": [0, 0, 1, 1]}', 'no text "id"'),
-        ('{"id": "b", "box": [0, 0, 1]}', "left, top, right, bottom"),
-        ('{"id": "b", "box": [0, 0, 1, NaN]}', "left, top, right, bottom"),
-        ('{"id": "b", "box": [2, 0, 1, 1]}', "no area"),
-        ('{"id": "a", "box": [0, 0, 1, 1]}', "has a box already"),
-        ('{"id": "b", "box": [0, 0, 61, 10]}', "leaves its image of 60 x 40"),
-        ('{"id": "c", "box": [0, 0, 1, 1]}', "no image"),
+        ("[0, 0, 1]", "left, top, right, bottom"),
+        ("[0, 0, 1, NaN]", "left, top, right, bottom"),
+        ('"top"', "left, top, right, bottom"),
+        ("[2, 0, 1, 1]", "no area"),
+        ("[0, 0, 61, 10]", "leaves its image of 60x40"),
     ],
 )
-def test_wrong_boxes_are_named(line: str, message: str, tmp_path: Path) -> None:
+def test_wrong_boxes_are_named(box: str, message: str, tmp_path: Path) -> None:
     Image.new("RGB", (60, 40)).save(tmp_path / "x.png")
-    records = [
-        Record(name, {"en": "?"}, str(tmp_path / "x.png") if name != "c" else None, None, "")
-        for name in "abc"
-    ]
-    path = tmp_path / "boxes.jsonl"
-    path.write_text(json.dumps({"id": "a", "box": [0, 0, 60, 40]}) + f"\n{line}\n")
-    with pytest.raises(UserError, match=message):
-        check_boxes(path, records)
+    config = DataConfig(questions=[str(tmp_path / "q.jsonl")], languages=["en", "pt"])
 
+    def write(box: str, image: str) -> None:
+        questions = '"questions": {"en": "Where?", "pt": "Onde?"}'
+        (tmp_path / "q.jsonl").write_text(f'{{"id": "a", "image": {image}, {questions}, "box": {box}}}\n')
 
-def test_boxes_of_other_records_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "boxes.jsonl"
-    path.write_text('{"id": "tiny-1", "box": [0, 0, 1, 1.5]}\n')
-    assert read_boxes(path) == {"tiny-1": (0, 0, 1, 1.5)}
-    with pytest.raises(UserError, match=r"no id is that of a record, e\.g\. 'tiny-1'; did you mean 'tiny-2'"):
-        check_boxes(path, [Record("tiny-2", {"en": "?"}, None, None, "")])
-    with pytest.raises(UserError, match="cannot be read"):
-        read_boxes(tmp_path / "none.jsonl")
+    write("[0, 0, 60, 40]", '"x.png"')
+    assert read_records(config)[0].box == (0, 0, 60, 40)
+    write(box, '"x.png"')
+    with pytest.raises(UserError, match=f"line 1, id 'a': 'box' .*{message}"):
+        read_records(config)
+    write("[0, 0, 1, 1]", "null")
+    with pytest.raises(UserError, match="no image; remove it"):
+        read_records(config)
 
 
 def test_text_is_drawn_only_where_the_font_can() -> None:

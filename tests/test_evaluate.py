@@ -208,9 +208,14 @@ def steps(lvlm: Lvlm, tokens: list[int]) -> int:
 def test_batches_are_of_like_length_longest_first(lvlm: Lvlm, benchmarks: list[Benchmark]) -> None:
     questions = questions_of(benchmarks, lvlm.family.chat)
     batches = plan_batches(questions, lvlm.prompter([]), 8)
-    lengths = [len(lvlm.tokenizer(question.prompt).input_ids) for batch in batches for question in batch]
-    assert [len(batch) for batch in batches] == [8] * 8 + [1]
-    assert sorted(lengths, reverse=True) == lengths
+    lengths = [[len(lvlm.tokenizer(question.prompt).input_ids) for question in batch] for batch in batches]
+    assert sorted(len(batch) for batch in batches) == [1, 4, 4, *[8] * 7]  # of 41, 12 and 12 questions
+    assert all(len({question.benchmark.path for question in batch}) == 1 for batch in batches)
+    assert all(sorted(batch, reverse=True) == batch for batch in lengths)
+    first = [batch[0] for batch in lengths]
+    assert sorted(first, reverse=True) == first
+    alone = plan_batches(questions_of(benchmarks[:1], lvlm.family.chat), lvlm.prompter([]), 8)
+    assert [b for b in batches if b[0].benchmark is benchmarks[0]] == alone  # whatever is evaluated beside it
 
 
 def test_goes_on_after_a_kill_on_other_ranks(
@@ -401,7 +406,8 @@ def test_partitioned_weights_on_two_ranks(
             torchrun.wait()
     assert code == 0, "".join(path.read_text()[-3000:] for path in [output, *tmp_path.glob("logs/*.log")])
     found = by_key(tmp_path / "base")
-    assert {len(read_lines(part)) for part in (tmp_path / "base").glob("rank-*.jsonl")} == {32, 33}
+    lines = [len(read_lines(part)) for part in (tmp_path / "base").glob("rank-*.jsonl")]
+    assert len(lines) == 2 and min(lines) > 28
     assert set(found) == set(answers)
     for key, record in found.items():
         expected = answers[key]

@@ -141,9 +141,9 @@ def test_disk_keys_are_the_decoders_and_not_the_vision_towers(tmp_path, style):
     assert "vision" not in stored.key
 
 
-def test_parameters_outside_the_decoder_are_refused(tmp_path):
+def test_parameters_of_the_vision_tower_are_refused(tmp_path):
     base = save_base(tmp_path / "base")
-    with pytest.raises(ValueError, match="not a parameter of a decoder layer"):
+    with pytest.raises(ValueError, match="never trained"):
         disk_tensors(base, ["model.vision_tower.encoder.layers.0.self_attn.q_proj.weight"])
 
 
@@ -299,7 +299,7 @@ def test_a_stop_signal_reaches_the_copying_and_the_comparing(context, monkeypatc
 def test_card_says_what_was_done_and_escapes_what_it_quotes(context):
     export(context)
     card = (context.run.export / "README.md").read_text()
-    assert "| Trained layers | \\[0, 2\\] of the decoder" in card
+    assert "| Trained | layers \\[0, 2\\] (all); decoder layers counted from 0" in card
     assert "| Optimizer steps | 7 |" in card
     assert "torch 2.6.0" in card
     assert "deepspeed" not in card

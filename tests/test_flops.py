@@ -11,10 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from plast_train.config import TrainConfig
 from plast_train.data.packing import lay_out
 from plast_train.data.token_tree import Key, TokenSequence, grow_tree
 from plast_train.lvlm.architectures import KNOWN, read_architecture
 from plast_train.lvlm.attention import attention_mask
+from plast_train.lvlm.families import FAMILIES
+from plast_train.lvlm.freezing import all_parameters, freeze_all_but
+from plast_train.lvlm.lora import add_adapters
 from plast_train.training.flops import (
     TRAINED_PARTS,
     ModelShape,
@@ -27,6 +31,7 @@ from plast_train.training.flops import (
     visible_pairs,
     weight_gradient_flops,
 )
+from plast_train.training.flops_methods import adapter_weights, method_row_flops
 
 TOKENS, LABELS, IMAGES = 100, 15, 2
 SUBMODULE = {"all": "", "ffn": "mlp", "attention": "self_attn"}
@@ -86,6 +91,27 @@ def test_row_flops_are_those_torch_counts(layers: list[int], modules: str) -> No
     forward, both = counted(model)
     assert forward_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES) == forward
     assert row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, modules) == both
+
+
+@pytest.mark.parametrize("modules", ["all", "ffn", "attention"])
+@pytest.mark.parametrize("layers", [[0], [1, 3]])
+def test_lora_flops_are_those_torch_counts(layers: list[int], modules: str) -> None:
+    model, train = small_llava(), TrainConfig(method="lora", lora_rank=4)
+    adapters = add_adapters(model, FAMILIES["llava"], layers, modules, train, seed=0)
+    freeze_all_but(model, adapters)
+    shape = shape_of(model.config.to_dict())
+    _, both = counted(model)
+    assert method_row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, modules, train) == both
+    per_layer = adapter_weights(shape.decoder, modules, 4)
+    assert sum(p.numel() for p in adapters.values()) == per_layer * len(layers)
+
+
+def test_full_flops_are_those_torch_counts() -> None:
+    model, train = small_llava(), TrainConfig(method="full")
+    freeze_all_but(model, all_parameters(model, FAMILIES["llava"], images=True))
+    shape, layers = shape_of(model.config.to_dict()), range(model.config.text_config.num_hidden_layers)
+    _, both = counted(model)
+    assert method_row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, "all", train) == both
 
 
 def test_vision_layers_above_the_one_that_is_used_are_no_useful_work() -> None:

@@ -65,7 +65,7 @@ def test_every_stage_leaves_what_the_design_says(run: Path) -> None:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [m["step"] for m in metrics] == [1, 2, 3, 4]
     fields = {"loss", "learning_rate", "gradient_norm", "samples_per_second", "tokens_per_second"}
-    fields |= {"useful_flops_per_second", "data_wait_share", "peak_memory_bytes"}
+    fields |= {"seconds", "useful_flops_per_second", "data_wait_share", "peak_memory_bytes"}
     assert all(m[field] > 0 for m in metrics[:-1] for field in fields - {"data_wait_share"})
     assert set(metrics[-1]["validation_loss"]) == set(XGQA) - {"en"}
     events = EventAccumulator(str(run / "tensorboard")).Reload()

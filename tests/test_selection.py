@@ -284,7 +284,9 @@ def context(tmp_path: Path, activations) -> SimpleNamespace:
             }
         )
         described = {"path": str(tmp_path / "base")}
-        return SimpleNamespace(config=config, run=run, ranks=OneRank(), base=described)
+        return SimpleNamespace(
+            config=config, run=run, ranks=OneRank(), base=described, trains_projector=False
+        )
 
     return SimpleNamespace(make=make, run=run)
 

@@ -84,10 +84,17 @@ def test_of_a_run_whose_launcher_was_lost(elsewhere: bool, run: RunFolder) -> No
 
 
 def test_of_a_finished_run(run: RunFolder) -> None:
-    for stage in ("train", "export", "evaluate", "report"):
+    for stage in ("train", "export", "evaluate", "analyse", "report"):
         run.publish_record(stage, {}, {}, [])
     attempts.end(run, 2, "done", "")
     assert text(run).startswith(f"{run.path}: finished")
+
+
+def test_of_a_run_that_did_the_stages_it_was_asked_for(run: RunFolder) -> None:
+    run.publish_record("train", {}, {}, [])
+    attempts.end(run, 2, "done", "")
+    assert status_of(run)["stage"] is None
+    assert text(run).startswith(f"{run.path}: not running") and "export    -" in text(run)
 
 
 def test_of_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import save
 
 from plast_train.analysis.attention_maps import box_share, explain, mass_inside, seen_box, seen_image
-from plast_train.analysis.boxes import Box, read_boxes
 from plast_train.analysis.heat_picture import heat_picture
 from plast_train.analysis.models import MODELS, become, for_sequences
 from plast_train.config import Config
@@ -35,11 +34,10 @@ Heat = torch.Tensor  # `[L - 1 layers, rows, columns]` float32
 
 @dataclass(frozen=True)
 class Question:
-    """A record's question in one language, and the box of what it asks about, where that is known."""
+    """A record's question in one language."""
 
     record: Record
     language: str
-    box: Box | None
 
 
 def attention(context: Context) -> dict[str, Any]:
@@ -50,14 +48,11 @@ def attention(context: Context) -> dict[str, Any]:
         Interrupted: a stop signal came.
     """
     config, run, ranks = context.config, context.run, context.ranks
-    boxes = read_boxes(Path(config.analyse.boxes)) if config.analyse.boxes else {}
-    chosen, held_back = chosen_records(context.records, boxes, config)
+    chosen, held_back = chosen_records(context.records, config)
     questions = [
-        Question(context.records[number], language, boxes.get(context.records[number].id))
-        for number in chosen
-        for language in config.data.languages
+        Question(context.records[number], language) for number in chosen for language in config.data.languages
     ]
-    layer = picture_layer(context.lvlm, config)
+    layer = config.analyse.map_layer(len(context.lvlm.family.layers(context.lvlm.model)))
     tree = {"method": "LLaVA-CAM", "records": len(chosen), "held_back": held_back, "layer": layer}
     if not questions:
         return tree | {"questions": [], "mass": None, "pictures": []}
@@ -87,26 +82,19 @@ def attention(context: Context) -> dict[str, Any]:
     return tree | {"questions": described, "mass": mean_mass(described), "pictures": pictures}
 
 
-def chosen_records(
-    records: Sequence[Record], boxes: dict[str, Box], config: Config
-) -> tuple[list[int], bool]:
+def chosen_records(records: Sequence[Record], config: Config) -> tuple[list[int], bool]:
     """The numbers of `analyse.attention_records` records with an image, drawn with the seed, and whether they
-    were held back from training. With boxes, only records that have one."""
+    were held back from training; only records with a box, if there are any."""
     held_back = split_records(len(records), config.train.validation_records, config.seed)[1]
 
     def usable(numbers: Sequence[int]) -> list[int]:
-        return [n for n in numbers if records[n].image is not None and (not boxes or records[n].id in boxes)]
+        with_image = [number for number in numbers if records[number].image is not None]
+        return [number for number in with_image if records[number].box is not None] or with_image
 
     unseen = usable(held_back)
     pool = unseen or usable(range(len(records)))
     wanted = min(config.analyse.attention_records, len(pool))
     return sorted(random.Random(f"attention {config.seed}").sample(pool, wanted)), bool(unseen)
-
-
-def picture_layer(lvlm: Lvlm, config: Config) -> int:
-    """`analyse.attention_layer`, or the middle layer."""
-    given = config.analyse.attention_layer
-    return len(lvlm.family.layers(lvlm.model)) // 2 if given is None else given
 
 
 def explain_record(
@@ -155,11 +143,11 @@ def describe_question(
         "image": record.image,
         "answer": record.answer,
         "reply": {name: reply for name, (reply, _) in explained.items()},
-        "box": question.box,
+        "box": record.box,
     }
-    if question.box is not None:
+    if record.box is not None:
         assert record.image is not None
-        share = box_share(lvlm, load_image(record.image).size, question.box)
+        share = box_share(lvlm, load_image(record.image).size, record.box)
         described["area"] = float(share.mean())
         described["mass"] = {name: mass_inside(heat, share) for name, (_, heat) in explained.items()}
     return described
@@ -222,7 +210,7 @@ def draw_question(
     record = question.record
     assert record.image is not None
     image: Image.Image = load_image(record.image)
-    box = None if question.box is None else seen_box(lvlm, image.size, question.box)
+    box = None if record.box is None else seen_box(lvlm, image.size, record.box)
     return heat_picture(
         seen_image(lvlm, image),
         {name: heat[layer].numpy() for name, heat in heats.items()},

@@ -122,7 +122,7 @@ def _knockout(tree: Tree) -> dict[str, Figure]:
             axes.axhline(0, color="black", linewidth=0.6)
             axes.set_ylabel(f"{TITLES[model]}:\nloss (points of accuracy)")
             mark_selected(axes, tree["selected_layers"])
-        panels[-1].set_xlabel(f"decoder layer skipped ({items} items in each language)")
+        panels[-1].set_xlabel(f"layer skipped ({items} items a language)")
         _joint_legend(figure, panels[:1], 4)
         figures[f"knockout-{benchmark['figure']}"] = figure
     return figures

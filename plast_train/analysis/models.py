@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch.nn import Parameter
+
 from plast_train.context import Context
 from plast_train.errors import UserError
 from plast_train.evaluation.accuracies import BASE, TRAINED
 from plast_train.lvlm.attention import implementation_for
-from plast_train.lvlm.freezing import trainable_parameters
+from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm
-from plast_train.lvlm.weights import load_layers, put_weights
+from plast_train.lvlm.weights import load_layers, load_weights, put_weights
 from plast_train.run_folder import read_json
 from plast_train.training.checkpoint_files import BrokenCheckpoint, checkpoints, read_manifest
 from plast_train.training.checkpoints import load_masters
@@ -27,8 +29,18 @@ def become(context: Context, name: str, layers: list[int] | None = None) -> Lvlm
     """Gives the model the weights of `base` or `plast` (what was trained), or of these layers alone. Called
     by every rank."""
     folder = context.run.export if name == TRAINED else context.lvlm.path
-    load_layers(context.lvlm, folder, selected_layers(context) if layers is None else layers, context.ranks)
+    if layers is None:
+        load_weights(context.lvlm, folder, _changed(context), context.ranks)
+    else:
+        load_layers(context.lvlm, folder, layers, context.ranks)
     return context.lvlm
+
+
+def _changed(context: Context) -> dict[str, Parameter]:
+    """The parameters in which the trained model differs from the base."""
+    selection, lvlm, train = read_json(context.run.selection), context.lvlm, context.config.train
+    layers, modules = selection["selected_layers"], selection["modules"]
+    return changed_weights(lvlm.model, lvlm.family, layers, modules, train, context.trains_projector)
 
 
 def for_rows(context: Context) -> Lvlm:
@@ -50,9 +62,7 @@ def _attend(lvlm: Lvlm, implementation: str) -> Lvlm:
 def each_checkpoint(context: Context) -> Iterator[int]:
     """The step of each checkpoint that is kept, ascending; the model has its weights then. One that is broken
     or trains other weights is passed over, loudly. Called by every rank."""
-    selection = read_json(context.run.selection)
-    layers, modules = list(selection["selected_layers"]), selection["modules"]
-    parameters = trainable_parameters(context.lvlm.model, context.lvlm.family, layers, modules)
+    parameters = _changed(context)
     found = context.ranks.on_first(lambda: checkpoints(context.run.checkpoints)[::-1])
     for path in found:
         step, masters = None, {}

@@ -41,7 +41,7 @@ def write_report(config: Config, run: RunFolder) -> None:
         accuracy_section(results, run),
         *([examples_section(results, config.evaluate, run)] if results else []),
         *([analyses] if analyses else []),
-        cost_section(run, config.train.global_batch),
+        cost_section(run),
         run_section(run),
     ]
     title = f"{Path(config.model.path).name}: language-specific layers, fine-tuned"
@@ -59,15 +59,17 @@ def _lead(run: RunFolder, config: Config, results: list[Result]) -> str:
 def _done(run: RunFolder, config: Config) -> str:
     selection, layers = read_json(run.selection), read_json(run.summary)["layers"]
     chosen = selection["selected_layers"]
-    trained = (
-        f"Decoder layer {chosen[0]} was" if len(chosen) == 1 else f"Decoder layers {_listed(chosen)} were"
-    )
+    some = f"ecoder layer{'s' * (len(chosen) > 1)} {_listed(chosen)} of 0 to {layers - 1}"
+    what = {
+        "layers": f"d{some}",
+        "lora": f"LoRA adapters on d{some}",
+        "full": "all weights but the vision tower's",
+    }[config.train.method]
     others = _listed(language_name(x) for x in config.data.languages if x != ENGLISH)
     return (
-        f"{trained} trained to translate questions from {others} into English; the other layers of 0 to "
-        f"{layers - 1} and everything else stayed frozen. That is {selection['trainable_fraction']:.1%} of "
-        f"{selection['total_parameters']:,} parameters (modules: {selection['modules']}; layers chosen by "
-        f"the strategy {selection['strategy']})."
+        f"Trained to translate questions from {others} into English: {what}, "
+        f"{selection['trainable_fraction']:.1%} of {selection['total_parameters']:,} parameters (modules: "
+        f"{selection['modules']}; strategy: {selection['strategy']}). Everything else stayed frozen."
     )
 
 

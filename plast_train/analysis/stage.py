@@ -75,9 +75,8 @@ ANALYSES = {
             "evaluate.max_new_tokens",
             "analyse.attention",
             "analyse.pictures",
-            "analyse.boxes",
         ),
-        (*_MODEL, "boxes"),
+        _MODEL,
     ),
 }
 

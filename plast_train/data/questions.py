@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from plast_train.config import DataConfig
+from plast_train.data.boxes import Box, as_box, box_problems
 from plast_train.data.images import ImageDefect, check_images
 from plast_train.data.languages import language_name
 from plast_train.data.readers import Defect, RawRecord, read_conversations, read_parallel
@@ -29,7 +30,8 @@ _LANGUAGE_ENTRY = re.compile(r"(?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=(
 class Record:
     """The same question in every configured language, about one image or none.
 
-    `image` is an absolute path that has been checked; `where` says file and line, for messages.
+    `image` is an absolute path that has been checked; `where` says file and line, for messages; `box` is the
+    object's that the question asks about.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Record:
     image: str | None
     answer: str | None
     where: str
+    box: Box | None = None
 
 
 def read_records(config: DataConfig) -> list[Record]:
@@ -69,13 +72,13 @@ def read_records(config: DataConfig) -> list[Record]:
             continue
         image = images[raw.image, raw.root] if isinstance(raw.image, str) else raw.image
         problems = [*_id_problems(raw, ids), *_question_problems(raw, config.languages)]
-        problems += [*_image_problems(image), *_answer_problems(raw.answer)]
+        problems += [*_image_problems(image), *_answer_problems(raw.answer), *box_problems(raw.box, image)]
         defects += [Defect(raw.where, None if raw.id is None else str(raw.id), p) for p in problems]
         if not problems:
             questions = {language: raw.questions[language] for language in config.languages}
             path = None if image is None else str(image)
             answer = None if raw.answer is None else str(raw.answer)
-            records.append(Record(str(raw.id), questions, path, answer, raw.where))
+            records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box)))
     refuse_or_leave_out(defects, len(found), config.max_bad_fraction)
     _warn_of_untranslated(records)
     return records

@@ -24,6 +24,7 @@ class RawRecord:
     image: Any
     answer: Any
     root: Path
+    box: Any = None
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Defect:
 
 
 def read_parallel(path: Path, root: Path | None) -> Iterator[RawRecord | Defect]:
-    """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer"}`."""
+    """Parallel questions, JSON lines: `{"id", "image", "questions": {code: text}, "answer", "box"}`."""
     for found in read_entries(path):
         if isinstance(found, Defect):
             yield found
             continue
         where, entry = found
         id_, questions, image, answer = map(entry.get, ("id", "questions", "image", "answer"))
-        yield RawRecord(where, id_, questions, image, answer, root or path.parent)
+        yield RawRecord(where, id_, questions, image, answer, root or path.parent, entry.get("box"))
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]] | Defect]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from plast_train.data.mixing import draw_epoch
 from plast_train.data.packing import balance_rows
 from plast_train.data.token_tree import TokenSequence, TokenTree, grow_tree, split_tree
 
@@ -49,15 +50,17 @@ def plan_training(
     seed: int,
     epochs: float,
     max_steps: int | None,
+    shares: Mapping[int, float] | None = None,
 ) -> TrainingPlan:
     """Plans the steps: `max_steps` of them over as many epochs as that takes, or else `epochs`.
 
     `records` holds the translation sequences of each training record. An epoch visits the records in a
-    new order; a record's languages stay together, so that they share its image.
+    new order; a record's languages stay together, so that they share its image. With `shares` of the
+    languages each epoch is drawn anew (`mixing.draw_epoch`).
     """
     batches = list(
         itertools.islice(
-            _batches(records, global_batch, seed), 0, _steps(records, global_batch, epochs, max_steps)
+            _batches(records, global_batch, seed, shares), 0, _steps(records, global_batch, epochs, max_steps)
         )
     )
     trees = [[part for tree in batch for part in split_tree(tree, tokens_per_row)] for batch in batches]
@@ -74,14 +77,17 @@ def _steps(
     return max(1, math.ceil(epochs * sum(math.ceil(n / global_batch) for n in by_kind)))
 
 
-def _batches(records: Sequence[Sequence[TokenSequence]], size: int, seed: int):  # type: ignore[no-untyped-def]
+def _batches(
+    records: Sequence[Sequence[TokenSequence]], size: int, seed: int, shares: Mapping[int, float] | None
+) -> Iterator[list[TokenTree]]:
     """Endless batches of trees, epoch after epoch; a batch is all with images or all without."""
     for epoch in itertools.count():
         rng = random.Random(f"order {seed} {epoch}")
-        order = rng.sample(range(len(records)), len(records))
+        drawn = records if shares is None else draw_epoch(records, shares, seed, epoch)
+        order = rng.sample(range(len(drawn)), len(drawn))
         batches = []
         for with_image in (True, False):
-            sequences = [s for i in order for s in records[i] if (s.image is not None) == with_image]
+            sequences = [s for i in order for s in drawn[i] if (s.image is not None) == with_image]
             batches += [sequences[i : i + size] for i in range(0, len(sequences), size)]
         rng.shuffle(batches)
         for batch in batches:

@@ -1,6 +1,6 @@
 """Letting a model answer benchmarks: greedy generation in batches, over all ranks, resumable.
 
-The batches are cut from all questions, longest first, before they are dealt to ranks: what a batch holds
+The batches are cut from all questions of a benchmark before they are dealt to ranks: what a batch holds
 depends neither on the number of ranks nor on where an earlier run was stopped. That replies do not depend on
 the batch size either is `answering`'s work.
 """

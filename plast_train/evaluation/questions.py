@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,15 +70,20 @@ def questions_of(
 
 
 def plan_batches(questions: Sequence[Question], prompter: Prompter, size: int) -> list[Batch]:
-    """Batches of prompts of about one length; the longest first, so that too little memory shows at once.
-    Questions without an image have batches of their own, after the others."""
-    lengths = prompt_lengths(questions, prompter)
+    """Batches of prompts of about one length, the longest first, so that too little memory shows at once.
+
+    A batch holds questions of one benchmark in one language, so that another benchmark beside it leaves its
+    batches, and what was answered of them, as they are; all with an image or all without.
+    """
+    kinds: dict[tuple[str, str, bool], list[tuple[int, Question]]] = defaultdict(list)
+    for question, length in zip(questions, prompt_lengths(questions, prompter), strict=True):
+        kinds[*question.key[:2], question.has_image].append((length, question))
     batches = []
-    for with_image in (True, False):
-        own = [i for i, question in enumerate(questions) if question.has_image == with_image]
-        own.sort(key=lambda i: -lengths[i])
-        batches += [[questions[i] for i in own[at : at + size]] for at in range(0, len(own), size)]
-    return batches
+    for own in kinds.values():
+        own.sort(key=lambda pair: -pair[0])
+        batches += [own[at : at + size] for at in range(0, len(own), size)]
+    batches.sort(key=lambda batch: -batch[0][0])
+    return [[question for _, question in batch] for batch in batches]
 
 
 def plan_turns(batches: Sequence[Batch], world: int) -> list[list[Batch]]:

@@ -11,7 +11,8 @@ from plast_train.evaluation.benchmarks import benchmarks_of
 from plast_train.evaluation.evaluate import evaluate as answer
 from plast_train.evaluation.predictions import answers_depend_on, publish_results
 from plast_train.lvlm.forward import forward_ready
-from plast_train.lvlm.weights import load_layers
+from plast_train.lvlm.freezing import changed_weights
+from plast_train.lvlm.weights import load_weights
 from plast_train.run_folder import read_json
 from plast_train.stages import inputs_of
 
@@ -25,12 +26,12 @@ def evaluate(context: Context) -> list[Path]:
     """
     config, run, ranks, lvlm = context.config, context.run, context.ranks, context.lvlm
     benchmarks = benchmarks_of(config.evaluate)
-    selection = read_json(run.selection)
+    changed = names_of_changed(context)
     # Generation decodes one token at a time, which block-sparse attention is not made for.
     set_attention: Any = lvlm.model.set_attn_implementation
     set_attention("sdpa")
     for name, folder in ((BASE, lvlm.path), (TRAINED, run.export)):
-        load_layers(lvlm, folder, selection["selected_layers"], ranks)
+        load_weights(lvlm, folder, changed, ranks)
         with forward_ready(lvlm.model, context.deepspeed):
             answer(
                 lvlm,
@@ -47,6 +48,13 @@ def evaluate(context: Context) -> list[Path]:
     if ranks.is_first:
         publish_results(run.evaluation, benchmarks, [BASE, TRAINED], config.evaluate.matching)
     return [run.results, run.evaluation / "comparisons.json", run.evaluation / "predictions"]
+
+
+def names_of_changed(context: Context) -> list[str]:
+    """The parameters in which the trained model differs from the base."""
+    selection, lvlm, train = read_json(context.run.selection), context.lvlm, context.config.train
+    layers, modules = selection["selected_layers"], selection["modules"]
+    return list(changed_weights(lvlm.model, lvlm.family, layers, modules, train, context.trains_projector))
 
 
 def _depends_on(context: Context, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from plast_train.config import TrainConfig
 from plast_train.errors import UserError, nearest
 from plast_train.run_folder import read_json
 
@@ -55,6 +56,9 @@ KNOWN: dict[str, dict[str, Any]] = {
     "llava-hf/llava-1.5-7b-hf": _LLAVA_15 | {"text_config": _VICUNA_7B},
     "llava-hf/llava-1.5-13b-hf": _LLAVA_15 | {"text_config": _VICUNA_13B},
 }
+
+
+_LAYERS_THEMSELVES = TrainConfig()
 
 
 def local_folder(path: str) -> Path | None:
@@ -109,8 +113,15 @@ def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     return complete
 
 
-def count_parameters(config: dict[str, Any], layers: Sequence[int], modules: str) -> tuple[int, int]:
-    """Parameters of the whole model, and those trained with `layers` and `modules` (`selection.modules`).
+def count_parameters(
+    config: dict[str, Any],
+    layers: Sequence[int],
+    modules: str,
+    train: TrainConfig = _LAYERS_THEMSELVES,
+    images: bool = True,
+) -> tuple[int, int]:
+    """Parameters of the whole model, LoRA adapters among them, and those trained with `layers`, `modules`
+    (`selection.modules`) and `train.method`. `images`: whether every training sample has one.
 
     Raises:
         UserError: a layer that the decoder does not have.
@@ -119,9 +130,15 @@ def count_parameters(config: dict[str, Any], layers: Sequence[int], modules: str
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     from plast_train.lvlm.families import family_of
-    from plast_train.lvlm.freezing import trainable_parameters
+    from plast_train.lvlm.freezing import changed_weights, linear_layers
 
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config))
-    trained = trainable_parameters(model, family_of(config, "config"), layers, modules)
-    return sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
+    family, total = family_of(config, "config"), sum(p.numel() for p in model.parameters())
+    if train.method == "lora":
+        assert train.lora_rank is not None
+        targets = linear_layers(model, family, layers, modules).values()
+        adapters = sum(train.lora_rank * (m.in_features + m.out_features) for m in targets)
+        return total + adapters, adapters
+    trained = changed_weights(model, family, layers, modules, train, images)
+    return total, sum(p.numel() for p in trained.values())

@@ -40,14 +40,24 @@ def load_layers(lvlm: Lvlm, folder: Path, layers: Sequence[int], ranks: Ranks) -
 
     Works on whole and on partitioned (ZeRO-3) weights; called by every rank.
     """
-    parameters = trainable_parameters(lvlm.model, lvlm.family, layers, "all")
-    stored = disk_tensors(folder, parameters)
-    for name, parameter in parameters.items():
+    load_weights(lvlm, folder, trainable_parameters(lvlm.model, lvlm.family, layers, "all"), ranks)
+
+
+def load_weights(lvlm: Lvlm, folder: Path, names: Collection[str], ranks: Ranks) -> None:
+    """The same for the parameters `names` (as in `model.named_parameters()`)."""
+    parameters = dict(lvlm.model.named_parameters())
+    for name, stored in disk_tensors(folder, names).items():
+        parameter = parameters[name]
         partitioned = hasattr(parameter, "ds_id")
         with torch.no_grad(), _whole(parameter, partitioned):
             if not partitioned or ranks.is_first:
-                with safe_open(stored[name].file, "pt") as file:
-                    parameter.copy_(file.get_tensor(stored[name].key))
+                parameter.copy_(read_tensor(stored))
+
+
+def read_tensor(stored: StoredTensor) -> torch.Tensor:
+    with safe_open(stored.file, "pt") as file:
+        tensor: torch.Tensor = file.get_tensor(stored.key)
+    return tensor
 
 
 def put_weights(
@@ -72,32 +82,57 @@ def _whole(parameter: torch.nn.Parameter, partitioned: bool) -> Any:
 
 
 def disk_tensors(folder: Path, names: Collection[str]) -> dict[str, StoredTensor]:
-    """Where parameters of decoder layers (by their name in `model.named_parameters()`) are stored.
+    """Where parameters (by their name in `model.named_parameters()`) are stored. Those of the vision tower
+    cannot be asked for: nothing trains them.
 
     Names on disk differ from the model's in what precedes `layers.` (`language_model.model.layers.0…` for
     `model.language_model.layers.0…`, depending on who wrote the folder). The one prefix under which the
-    folder has all of them outside the vision tower is found, so nothing depends on a version's renaming.
+    folder has all of the decoder's outside the vision tower is found, so nothing depends on a version's
+    renaming; so is the one place of each tensor of the projector or the head.
 
     Raises:
-        UserError: none or several such prefixes.
+        UserError: none or several such prefixes or places.
     """
     config = folder / "config.json"
     family = family_of(read_json(config), str(config))
     decoder, vision = family.decoder_path + ".", family.vision_path.rpartition(".")[2]
-    outside = [name for name in names if not name.startswith(decoder + "layers.")]
-    if outside:
-        raise ValueError(f"{outside[0]}: not a parameter of a decoder layer")
-    stored = {tensor.key: tensor for file in model_files(folder) for tensor in tensors_of(file)}
-    inner = {name: name.removeprefix(decoder) for name in names}
-    first = next(iter(inner.values()))
+    towers = [name for name in names if name.startswith(family.vision_path + ".")]
+    if towers:
+        raise ValueError(f"{towers[0]}: is of the vision tower, which is never trained")
+    stored = {
+        tensor.key: tensor
+        for file in model_files(folder)
+        for tensor in tensors_of(file)
+        if vision not in tensor.key.split(".")
+    }
+    inner = [name.removeprefix(decoder) for name in names if name.startswith(decoder)]
+    prefix = _prefix_of(folder, stored, inner) if inner else ""
+    return {
+        name: stored[prefix + name.removeprefix(decoder)]
+        if name.startswith(decoder)
+        else _only_place(folder, stored, name.removeprefix("model."))
+        for name in names
+    }
+
+
+def _prefix_of(folder: Path, stored: Mapping[str, StoredTensor], inner: Sequence[str]) -> str:
+    """What precedes the decoder's own names in the folder's keys."""
+    first = inner[0]
     prefixes = [
         prefix
         for prefix in (key.removesuffix(first) for key in stored if ("." + key).endswith("." + first))
-        if vision not in prefix.split(".") and all(prefix + rest in stored for rest in inner.values())
+        if all(prefix + rest in stored for rest in inner)
     ]
     if len(prefixes) != 1:
         raise UserError(f"{folder}: {len(prefixes)} places in the weights hold '{first}'; one was expected")
-    return {name: stored[prefixes[0] + rest] for name, rest in inner.items()}
+    return prefixes[0]
+
+
+def _only_place(folder: Path, stored: Mapping[str, StoredTensor], tail: str) -> StoredTensor:
+    places = [key for key in stored if ("." + key).endswith("." + tail)]
+    if len(places) != 1:
+        raise UserError(f"{folder}: {len(places)} places in the weights hold '{tail}'; one was expected")
+    return stored[places[0]]
 
 
 def model_files(folder: Path) -> list[Path]:

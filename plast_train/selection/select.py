@@ -39,6 +39,8 @@ def _select(context: Context) -> list[Path]:
         read_architecture(Path(context.base["path"]), config.model.path),
         selection.selected,
         config.selection.modules,
+        config.train,
+        context.trains_projector,
     )
     counts = {
         "trainable_parameters": trained,

@@ -1,4 +1,5 @@
-"""The stage `export`: the base's folder again, with the trained tensors in place of the base's.
+"""The stage `export`: the base's folder again, with the trained tensors, or those that LoRA adapters were
+merged into, in place of the base's.
 
 A weight file is copied byte for byte and only the ranges that hold trained tensors are written over, so
 names, order, sharding and every other tensor are the base's by construction, and memory holds the trained
@@ -17,6 +18,7 @@ import torch
 from plast_train.context import Context
 from plast_train.distributed import stop_requested
 from plast_train.errors import Interrupted, UserError
+from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
 from plast_train.run_folder import publish_folder, sync_file
 from plast_train.training.checkpoint_files import checkpoints, read_manifest
@@ -45,12 +47,14 @@ def _export(context: Context) -> None:
     found = checkpoints(run.checkpoints)
     if not found:
         raise UserError(f"{run.checkpoints}: no checkpoint to export; run `plast train` first")
-    masters = load_masters(found[0])
+    masters: Mapping[str, torch.Tensor] = load_masters(found[0])
     manifest = read_manifest(found[0])
     if manifest["base"] != context.base["fingerprint"]:
         raise UserError(
             f"{found[0]}: was made from another base than {base}; train with this base, or give that one"
         )
+    if context.config.train.method == "lora":
+        masters = MergedWeights(base, masters, context.config.train.lora_scale)
     card = model_card(context.config, run, manifest)
     write_export(base, context.base["files"], masters, run.export, card)
     changed = check_export(base, run.export, masters)
@@ -81,7 +85,7 @@ def write_export(
             raise UserError(
                 f"{file}: is not the file the run began with; put that one back, or begin a new run"
             )
-        _write_over(copy, {at: masters[name] for name, at in stored.items() if at.file == file})
+        _write_over(copy, {name: at for name, at in stored.items() if at.file == file}, masters)
         sync_file(copy)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     sync_file(temporary / "README.md")
@@ -138,9 +142,10 @@ def _copy(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_over(file: Path, tensors: Mapping[StoredTensor, torch.Tensor]) -> None:
+def _write_over(file: Path, places: Mapping[str, StoredTensor], masters: Mapping[str, torch.Tensor]) -> None:
     with file.open("r+b") as writer:
-        for stored, master in tensors.items():
+        for name, stored in places.items():
+            master = masters[name]
             if stored.dtype not in _DTYPES or stored.shape != tuple(master.shape):
                 raise UserError(
                     f"{stored.file}: {stored.key} is {stored.dtype} {stored.shape}; trained was "

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch.nn import Module, Parameter
 
 from plast_train.distributed import Ranks
+from plast_train.lvlm.lora import is_second
 from plast_train.training.partitions import owned_ranges
+
+if TYPE_CHECKING:
+    from plast_train.training.loop import Training
 
 
 def shape_of(parameter: Parameter) -> list[int]:
@@ -55,17 +58,25 @@ def require_unchanged(before: dict[str, str], after: dict[str, str], ranks: Rank
         raise RuntimeError(f"frozen tensors changed during training: {sorted(changed)}")
 
 
-def require_gradients(engine: DeepSpeedEngine, trained: dict[str, Parameter], ranks: Ranks) -> None:
-    """Checks after a first step that every trained tensor had a gradient: Adam's first moment then is
-    (1 - β₁) times it.
+def require_gradients(training: Training, steps: int) -> None:
+    """Checks that the first `steps` steps gave every trained tensor a gradient: after a first one Adam's
+    first moment is (1 - β₁) times it.
 
     Raises:
-        RuntimeError: names the tensors whose gradient is zero in every element.
+        RuntimeError: names the tensors whose gradient was zero in every element.
     """
-    here = [owned.name for owned in owned_ranges(engine, trained) if bool(owned.views[1].any())]
-    seen = {name for part in ranks.gather(here) for name in part}
-    if seen != set(trained):
-        raise RuntimeError(f"trained tensors got no gradient: {sorted(set(trained) - seen)}")
+    here = [
+        owned.name for owned in owned_ranges(training.engine, training.trained) if bool(owned.views[1].any())
+    ]
+    seen = {name for part in training.ranks.gather(here) for name in part}
+    if missing := _with_gradient(training, steps) - seen:
+        raise RuntimeError(f"trained tensors got no gradient: {sorted(missing)}")
+
+
+def _with_gradient(training: Training, steps: int) -> set[str]:
+    """While every B of LoRA is zero, no A has a gradient."""
+    only_second = training.config.train.method == "lora" and steps == 1
+    return {name for name in training.trained if is_second(name) or not only_second}
 
 
 def _hash(tensor: torch.Tensor) -> str:

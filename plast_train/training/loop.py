@@ -22,7 +22,8 @@ from plast_train.run_folder import RunFolder
 from plast_train.training import checkpoints
 from plast_train.training.batches import Batch, Row, batches, token_losses
 from plast_train.training.engine import learning_rate, set_learning_rate
-from plast_train.training.flops import ModelShape, step_flops
+from plast_train.training.flops import ModelShape
+from plast_train.training.flops_methods import method_flops
 from plast_train.training.freezing_proof import require_gradients
 from plast_train.training.meters import Meters, rates
 from plast_train.training.saver import Saver
@@ -68,7 +69,7 @@ def run_loop(training: Training, start: int) -> None:
             engine.step()  # DeepSpeed leaves the weights as they are where the gradient is not finite
             norm = _finite_norm(training, step)
             if step == start + 1:
-                require_gradients(engine, training.trained, ranks)
+                require_gradients(training, step)
             seconds = time.monotonic() - began
 
             values: dict[str, Any] = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
@@ -156,5 +157,6 @@ def _not_finite(training: Training, what: str, ids: list[str]) -> str:
 
 def _rates(training: Training, batch: Batch, seconds: float) -> dict[str, float | None]:
     step, ranks = batch.step, training.ranks
-    flops = step_flops(training.shape, step.rows, training.identity.layers, training.identity.modules)
+    identity = training.identity
+    flops = method_flops(training.shape, step.rows, identity.layers, identity.modules, training.config.train)
     return rates(seconds, batch.waited, step.samples, step.tokens, flops, ranks.device, ranks.world)

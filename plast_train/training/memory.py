@@ -25,7 +25,8 @@ _MAX_LIVE_PARAMETERS = 1_000_000_000
 @dataclass(frozen=True)
 class TrainedModel:
     """What a rank holds and trains. `bytes_per_weight` is 2 for bfloat16 and 4 for float32; `parts` are the
-    trained parts of each selected layer (`flops.TRAINED_PARTS`)."""
+    trained parts of each selected layer (`flops.TRAINED_PARTS`), or with an `adapter_rank` those that LoRA
+    adapters of this rank stand beside."""
 
     decoder: DecoderShape
     total_parameters: int
@@ -33,6 +34,7 @@ class TrainedModel:
     bytes_per_weight: int
     selected_layers: tuple[int, ...]
     parts: frozenset[str]
+    adapter_rank: int = 0
 
     @property
     def carrying_layers(self) -> int:
@@ -157,6 +159,9 @@ def _trained_extra_bytes(model: TrainedModel) -> int:
     hidden = model.bytes_per_weight * model.decoder.hidden
     extra = {"attention": hidden, "norms": 2 * hidden}
     extra["ffn"] = hidden + model.bytes_per_weight * model.decoder.intermediate
+    # An adapter's A keeps the same input, its B what A gives.
+    extra["attention"] += 4 * model.bytes_per_weight * model.adapter_rank
+    extra["ffn"] += 3 * model.bytes_per_weight * model.adapter_rank
     return sum(extra[part] for part in model.parts)
 
 

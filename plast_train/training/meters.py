@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Lets `peak_memory` count from now on: a process may train several models in turn. What Linux does not
+    let a process reset keeps its peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak resident set size
+
+
 class Meters:
     """Writes one line a step. Lines after `start`, left by a run that was killed, are removed, so that no
     step appears twice."""
@@ -73,6 +84,7 @@ def rates(
     ones of the whole step; MFU is their share of the devices' peak (Chowdhery et al. 2022, PaLM, app. B)."""
     peak = peak_flops(device)
     return {
+        "seconds": seconds,
         "samples_per_second": samples / seconds,
         "tokens_per_second": tokens / seconds,
         "useful_flops_per_second": flops / seconds,

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from plast_train.config import Config
+from plast_train.lvlm.freezing import what_is_trained
 from plast_train.run_folder import RunFolder, read_json
 
 
@@ -29,8 +30,8 @@ def model_card(config: Config, run: RunFolder, manifest: Mapping[str, Any]) -> s
     }
     facts = {
         "Base model": f"{base} (SHA-256 of its files {manifest['base'][:16]}…)",
-        "Trained layers": f"{selection['selected_layers']} of the decoder, counted from 0; modules: "
-        f"{selection['modules']}; chosen by: {selection['strategy']}",
+        "Trained": f"{what_is_trained(train, selection['selected_layers'], selection['modules'])}; decoder "
+        f"layers counted from 0, chosen by: {selection['strategy']}",
         "Trained parameters": f"{selection['trainable_parameters']:,} of {selection['total_parameters']:,} "
         f"({selection['trainable_fraction']:.2%})",
         "Languages": ", ".join(data.languages),
@@ -45,14 +46,19 @@ def model_card(config: Config, run: RunFolder, manifest: Mapping[str, Any]) -> s
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
     }
     rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in facts.items())
+    changed = {
+        "layers": "the decoder layers whose neurons differ most between languages were\nfine-tuned",
+        "lora": "LoRA adapters on the decoder layers named below were trained, and merged into them,",
+        "full": "for comparison, everything but the vision tower was fine-tuned",
+    }[train.method]
     return f"""---
 {yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip()}
 ---
 
-# {_cell(base)}, language-specific layers fine-tuned
+# {_cell(base)}, fine-tuned on question translation
 
-Made by PLAST (arXiv 2508.18381): the decoder layers whose neurons differ most between languages were
-fine-tuned to translate questions into English. Every other weight equals the base model's to the bit.
+Made by PLAST (arXiv 2508.18381): {changed} to translate questions into English. Every other weight equals the
+base model's to the bit.
 
 | | |
 |---|---|

@@ -16,9 +16,11 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from plast_train.context import Context
-from plast_train.data.sampling import TrainingPlan, plan_training, split_records
-from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
+from plast_train.data.sampling import TrainingPlan
+from plast_train.data.token_tree import TokenSequence
+from plast_train.lvlm.freezing import changed_weights, freeze_all_but, what_is_trained
 from plast_train.lvlm.loading import Lvlm
+from plast_train.lvlm.lora import add_adapters, remove_adapters
 from plast_train.run_folder import publish_text, read_json, to_json
 from plast_train.stages import settings_of
 from plast_train.training import checkpoint_files, checkpoints
@@ -32,13 +34,15 @@ from plast_train.training.freezing_proof import (
     shape_of,
 )
 from plast_train.training.loop import Training, run_loop
+from plast_train.training.meters import reset_peak_memory
+from plast_train.training.samples import plan_samples
 from plast_train.training.saver import Saver
 from plast_train.training.validation import Validation
 
 
 def train(context: Context) -> list[Path]:
     """Trains from the base or the newest checkpoint to the end of the plan. The model keeps the trained
-    weights, all of them frozen.
+    weights, all of them frozen; LoRA adapters are taken off again and are in the checkpoint alone.
 
     Raises:
         UserError: see `run_loop`, `checkpoints.choose`, `checkpoints.write`.
@@ -48,22 +52,25 @@ def train(context: Context) -> list[Path]:
     selection = read_json(run.selection)
     layers, modules = list(selection["selected_layers"]), selection["modules"]
     lvlm = context.lvlm
-    trained = trainable_parameters(lvlm.model, lvlm.family, layers, modules)
+    reset_peak_memory(ranks.device)
+    plan, held = plan_samples(context)
+    trained = parameters_to_train(context, layers, modules)
     freeze_all_but(lvlm.model, trained)
     proof = describe_freezing(lvlm.model, trained)
     ranks.say(
-        f"training layers {layers} ({modules}): {proof['trained_parameters']:,} parameters in "
+        f"training {what_is_trained(context.config.train, layers, modules)}: "
+        f"{proof['trained_parameters']:,} parameters in "
         f"{len(trained)} tensors, {proof['trained_fraction']:.2%} of all; "
         f"{proof['frozen_parameters']:,} are frozen"
     )
     before = frozen_hashes(lvlm.model, trained)
 
-    training = _prepare(context, lvlm, trained, layers, modules)
+    training = _prepare(context, plan, held, trained, layers, modules)
     start = _resume(training)
     with _recomputing(lvlm, layers) if context.config.train.recompute else nullcontext():
         run_loop(training, start)
 
-    require_gradients(training.engine, trained, ranks)
+    require_gradients(training, len(training.plan.steps))
     require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
     ranks.say(f"frozen tensors are unchanged to the bit ({len(before)} compared by SHA-256)")
     proof |= {"frozen_tensors_unchanged": len(before), "every_trained_tensor_had_a_gradient": True}
@@ -75,21 +82,23 @@ def train(context: Context) -> list[Path]:
     return [training.saver.last, run.metrics, record]
 
 
+def parameters_to_train(context: Context, layers: list[int], modules: str) -> dict[str, Parameter]:
+    """What `train.method` trains, by name; under `lora` the adapters, which are put into the model here."""
+    config, lvlm = context.config, context.lvlm
+    if config.train.method == "lora":
+        return add_adapters(lvlm.model, lvlm.family, layers, modules, config.train, config.seed)
+    return changed_weights(lvlm.model, lvlm.family, layers, modules, config.train, context.trains_projector)
+
+
 def _prepare(
-    context: Context, lvlm: Lvlm, trained: dict[str, Parameter], layers: list[int], modules: str
+    context: Context,
+    plan: TrainingPlan,
+    held: list[list[TokenSequence]],
+    trained: dict[str, Parameter],
+    layers: list[int],
+    modules: str,
 ) -> Training:
-    config, ranks = context.config, context.ranks
-    numbers, held_back = split_records(len(context.records), config.train.validation_records, config.seed)
-    samples = context.prompter.translations
-    plan = plan_training(
-        list(samples(context.records, numbers, config.train)),
-        config.train.global_batch,
-        config.train.tokens_per_row,
-        config.seed,
-        config.train.epochs,
-        config.train.max_steps,
-    )
-    held = list(samples(context.records, held_back, config.train))
+    config, ranks, lvlm = context.config, context.ranks, context.lvlm
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
@@ -113,8 +122,13 @@ def _prepare(
 
 
 def _resume(training: Training) -> int:
-    """The step to go on from, after loading the newest whole checkpoint if there is one."""
+    """The step to go on from, after loading the newest whole checkpoint if there is one.
+
+    Random numbers begin with the seed: what this process did before, which differs between a run in one go
+    and one that goes on here, has no say. A checkpoint brings its own.
+    """
     ranks, folder = training.ranks, training.run.checkpoints
+    torch.manual_seed(training.config.seed + ranks.rank)
     checkpoints.settle(folder, ranks)
     if ranks.is_first:
         _set_aside(training, folder)
@@ -172,7 +186,7 @@ def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
 
 
 def _leave(training: Training) -> None:
-    """Takes DeepSpeed's hooks and states off the model, which other stages use on."""
+    """Takes DeepSpeed's hooks and states, and adapters, off the model, which other stages use on."""
     engine, model = training.engine, training.lvlm.model
     if engine.zero_optimization_stage() == 3:
         engine.optimizer.empty_partition_cache()
@@ -180,6 +194,7 @@ def _leave(training: Training) -> None:
     for parameter in model.parameters():
         for keeper in ("_z3_optimizer", "_zero_optimizer"):  # would keep masters and moments alive
             parameter.__dict__.pop(keeper, None)
+    remove_adapters(model)
     model.requires_grad_(False)
     engine.optimizer.optimizer.state.clear()
     if training.ranks.device.type == "cuda":

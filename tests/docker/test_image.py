@@ -56,6 +56,11 @@ def test_description(images: Images) -> None:
     assert labels["licenses"] == project["license"]
 
 
+def test_size(images: Images) -> None:
+    """The README states it: 1.50 GB."""
+    assert images.inspect()["Size"] < 1.6e9
+
+
 def test_contents(images: Images, runs: Path) -> None:
     """No compiler, no pip, nothing of the machine that built it."""
     # Where the build was lent this machine's packages, empty places are left.
@@ -103,7 +108,7 @@ def test_stopped_run_goes_on_in_another_container(images: Images, runs: Path) ->
     first = images.start("first", runs, "demo", "--out", "demo", options=["--env=PLAST_RUN=/runs/demo"])
     wait_for_step(first, run, 20, seconds=600)
     assert first.run("cat", "/proc/1/comm") == "tini"
-    health: list[str] = images.inspect()["Config"]["Healthcheck"]["Test"]
+    health: list[str] = images.inspect()["Healthcheck"]["Test"]
     assert health[0] == "CMD"
     first.run(*health[1:])
     first.stop(SECONDS_TO_SAVE)

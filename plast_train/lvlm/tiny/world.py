@@ -41,17 +41,16 @@ COLUMNS = (
 
 
 def draw_world(folder: Path, seed: int) -> None:
-    """Write questions, boxes, images and two benchmarks into `folder`; the same for the same seed.
+    """Write `questions.jsonl`, `images/` and two benchmarks into `folder`; the same for the same seed.
 
-    `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training, `boxes.jsonl` where the
-    object is that a question is about, for those that are about one. Each TSV holds the same
-    288 multiple-choice items (METHOD §5), about other images than the questions: in `tiny_{language}.tsv`
-    with the options translated, too (as in MMBench), in `tiny-english-options_{language}.tsv` with English
-    ones (as xGQA's answers are).
+    `questions.jsonl` holds parallel questions (DESIGN §4) for probing and training, with the box of the
+    object where a question is about one. Each TSV holds the same 288 multiple-choice items (METHOD §5),
+    about other images than the questions: in `tiny_{language}.tsv` with the options translated, too (as in
+    MMBench), in `tiny-english-options_{language}.tsv` with English ones (as xGQA's answers are).
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"tiny world, tuning, {seed}")
-    lines, boxes = [], []
+    lines = []
     for number in range(RECORDS // RECORDS_PER_IMAGE):
         scene = draw_scene(rng, "tuning")
         name = f"images/tiny-{number:04d}.png"
@@ -65,12 +64,10 @@ def draw_world(folder: Path, seed: int) -> None:
                 "questions": questions,
                 "answer": answer_text("en", asked.answer),
             }
-            lines.append(json.dumps(record, ensure_ascii=False))
             thing = asked_about(scene, asked)
-            if thing is not None:
-                boxes.append(json.dumps({"id": record["id"], "box": bounds(scene, thing)}))
+            box = {} if thing is None else {"box": bounds(scene, thing)}
+            lines.append(json.dumps(record | box, ensure_ascii=False))
     (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "boxes.jsonl").write_text("\n".join(boxes) + "\n", encoding="utf-8")
     items = benchmark_items(seed)
     for language in LANGUAGES:
         _write_benchmark(folder / f"tiny_{language}.tsv", items, language, language)

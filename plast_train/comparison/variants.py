@@ -1,0 +1,107 @@
+"""The variants of an ablation: the recipe's own selection and what it is held against, all on the same data
+and steps. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plast_train.config import Config, with_values
+from plast_train.errors import UserError, nearest
+
+# Rank of the adapters where `ablate.only` gives none; Hu et al. 2021 find ranks of 4 to 64 about alike.
+LORA_RANK = 16
+PER_TEMPLATE = 8
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`changes` are values by dotted key that differ from the recipe; `shows` is for tables."""
+
+    name: str
+    shows: str
+    changes: Mapping[str, Any]
+
+
+def selected_variant(config: Config) -> Variant:
+    """The recipe's own selection, named by its strategy: what the others are held against."""
+    return Variant(config.selection.strategy, "the recipe", {})
+
+
+def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
+    """The rest; `k` is how many layers the recipe's own selection chose, `images` whether any record has one.
+    Those that would be the recipe itself are left out."""
+
+    def by_number(strategy: str) -> dict[str, Any]:
+        return {"selection.strategy": strategy, "selection.k": k, "selection.layers": []}
+
+    every: dict[str, Any] = {"selection.strategy": "all", "selection.k": None, "selection.layers": []}
+    whole = every | {"selection.modules": "all"}
+    variants = [
+        Variant("shallowest", "as many layers, the shallowest", by_number("shallowest")),
+        Variant("middle", "as many, in the middle", by_number("middle")),
+        Variant("deepest", "as many, the deepest", by_number("deepest")),
+        Variant("random", "as many at random, others for each seed", by_number("random")),
+        Variant("all", "every layer", every),
+        Variant("ffn", "FFN of the selected layers", {"selection.modules": "ffn"}),
+        Variant("attention", "attention of the selected layers", {"selection.modules": "attention"}),
+        Variant(
+            "lora",
+            "LoRA adapters on every layer",
+            whole | {"train.method": "lora", "train.lora_rank": LORA_RANK},
+        ),
+        Variant("full", "everything but the vision tower", whole | {"train.method": "full"}),
+    ]
+    if config.selection.strategy == "msd":
+        for rule in ("candidates", "all_layers"):
+            shows = f"MSD above the mean over {rule.replace('_', ' ')}"
+            variants.append(Variant(f"threshold_{rule}", shows, {"selection.threshold": rule}))
+    if images:
+        other = not config.train.image_in_training
+        name, shows = ("with_image", "with the image") if other else ("text_only", "without the image")
+        variants.append(Variant(name, f"training {shows}", {"train.image_in_training": other}))
+    variants += [
+        Variant(
+            "deduplicated",
+            f"at most {PER_TEMPLATE} records of a template",
+            {"sampling.per_template": PER_TEMPLATE},
+        ),
+        Variant(
+            "hardest",
+            "the half of the pairs that the base finds hardest",
+            {"sampling.keep": 0.5, "sampling.keep_by": "hardest"},
+        ),
+        Variant(
+            "by_overlap",
+            "more of the languages that overlap least with English",
+            {"sampling.languages": "overlap", "sampling.temperature": None},
+        ),
+    ]
+    taken = selected_variant(config).name
+    return [variant for variant in variants if variant.name != taken]
+
+
+def variant_config(config: Config, variant: Variant, seed: int) -> Config:
+    """The config of one run: the variant's changes over the recipe, then those of `ablate.only`.
+
+    Raises:
+        UserError: the changes contradict the recipe or each other.
+    """
+    changed = with_values(config, {**variant.changes, "seed": seed}, f"ablation, variant {variant.name}")
+    own = config.ablate.only.get(variant.name, {})
+    return with_values(changed, own, f"ablate.only, variant {variant.name}")
+
+
+def wanted(variants: Sequence[Variant], names: Sequence[str], also: Sequence[str]) -> list[Variant]:
+    """Those of the variants that are named; all where none is. `also` are names that may be given too.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    known = [*also, *(variant.name for variant in variants)]
+    for name in names:
+        if name not in known:
+            listed = ", ".join(known)
+            raise UserError(f"'{name}' is no variant here{nearest(name, known)} (there are {listed})")
+    return [variant for variant in variants if not names or variant.name in names]

@@ -1,0 +1,289 @@
+"""Comparing runs: the numbers, their intervals, the tables and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import plast
+from safetensors.torch import load_file, save_file
+
+from plast_train.comparison.intervals import bootstrap, mean_over_units
+from plast_train.comparison.outcomes import read_answers
+from plast_train.comparison.plan import Entry, first_entries, plan_entries, run_name
+from plast_train.comparison.publish import compare_runs, publish_ablation
+from plast_train.comparison.sharing import share
+from plast_train.comparison.variants import (
+    Variant,
+    other_variants,
+    selected_variant,
+    variant_config,
+    wanted,
+)
+from plast_train.config import Config, dump_config, load_config, with_values
+from plast_train.errors import UserError
+from plast_train.run_folder import RunFolder, publish_text, sha256_of
+from plast_train.stages import inputs_of, is_done, settings_of
+
+RULE = "parrot2024"
+LANGUAGES = ["en", "pt", "zh"]
+
+
+def make_run(folder: Path, trained: dict[str, str], name: str = "quiz", circular: bool = False) -> Path:
+    """A finished run as far as it is compared. The base is right in the `1`s of 1100 in every language, the
+    trained model in those of `trained[language]`."""
+    config = load_config("tiny", ["evaluate.benchmarks=[]"])
+    (folder / "evaluation" / "predictions").mkdir(parents=True)
+    (folder / "stages").mkdir()
+    (folder / "config.yaml").write_text(dump_config(config))
+    selection = {"selected_layers": [0], "modules": "all", "trainable_parameters": 10}
+    (folder / "selection.json").write_text(json.dumps(selection | {"trainable_fraction": 0.25}))
+    steps = [{"step": n, "seconds": 2.0, "peak_memory_bytes": n * 1e9} for n in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    inputs = {"export": "0"}
+    for language, marks in trained.items():
+        lines = []
+        for model, right in (("base", "1100"), ("plast", marks)):
+            for unit, mark in enumerate(right):
+                logits = {"A": 1.0, "B": 0.0} if mark == "1" else {"A": 0.0, "B": 1.0}
+                record = {"benchmark": name, "language": language, "model": model, "answer": "A"}
+                record |= {"index": unit + (10**6 if circular and unit > 1 else 0), "option_logits": logits}
+                record |= {"group": unit % 2 if circular else None}
+                record |= {"matched": {RULE: "A" if mark == "1" else None}}
+                lines.append(json.dumps(record) + "\n")
+        path = folder / "evaluation" / "predictions" / f"{name}.{language}.jsonl"
+        path.write_text("".join(lines))
+        inputs[f"{name}_{language}.tsv"] = f"hash of {name} {language}"
+    record = {"stage": "evaluate", "settings": {}, "inputs": inputs, "outputs": {}}
+    (folder / "stages" / "evaluate.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def better(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "better", {"en": "1100", "pt": "1110", "zh": "1111"})
+
+
+@pytest.fixture
+def worse(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "worse", {"en": "0100", "pt": "1100", "zh": "1000"})
+
+
+def test_answers_are_read_by_language_and_unit(better: Path, tmp_path: Path) -> None:
+    answers = read_answers(better / "evaluation" / "predictions", RULE)["quiz"]
+    assert answers["generated"].languages == ("en", "pt", "zh") and answers["generated"].others == [1, 2]
+    assert answers["generated"].trained.tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+    assert answers["option_logits"].base.tolist() == [[1, 1, 0, 0]] * 3
+    circular = make_run(tmp_path / "circular", {"en": "1110"}, circular=True)
+    answers = read_answers(circular / "evaluation" / "predictions", RULE)["quiz"]
+    assert answers["generated"].trained.tolist() == [[1, 0]]  # rows 0 and 2, rows 1 and 3
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
+    values = np.random.default_rng(1).integers(-1, 2, (3, 40)).astype(float)
+    values[0, :5] = np.nan
+    rng = np.random.default_rng(7)
+    means = []
+    for _ in range(4000):
+        drawn = rng.integers(0, 40, 40)
+        means.append(np.nanmean(values[1:, drawn], axis=1).mean())
+    low, high = np.quantile(means, [0.025, 0.975])
+    found = bootstrap(values, [[0], [1, 2]])
+    assert found[1] == pytest.approx((low, high), abs=0.02)
+    assert found[0] is not None and found[0][0] < mean_over_units(values[:1]) < found[0][1]
+    assert bootstrap(values[:, :1], [[1]]) == [None]
+    assert bootstrap(values, [[1, 2]])[0] == found[1]  # the same draws
+
+
+def test_the_table_shows_what_changed(better: Path, worse: Path, tmp_path: Path) -> None:
+    text = compare_runs([better, worse], tmp_path / "out")
+    (line,) = [x for x in text.splitlines() if x.startswith("better") and "(+" in x]
+    assert "50.0 (+0.0)" in line and "87.5 (+37.5)" in line
+    per_language = [x.split() for x in text.splitlines() if x.startswith(("base", "better"))][-2:]
+    assert per_language == [["base", *["50.0"] * 4], ["better", "50.0", "75.0", "100.0", "87.5"]]
+    (line,) = [x for x in text.splitlines() if x.startswith("worse") and "(-" in x]
+    assert "25.0 (-25.0)" in line and "37.5 (-12.5)" in line and "-50.0" in line
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text())))
+    assert len(rows) == 2 * 2 * 4  # runs, ways of scoring, languages and their mean
+    mean = next(
+        r for r in rows if (r["name"], r["score"]) == ("worse", "generated") and "mean" in r["language"]
+    )
+    assert float(mean["change"]) == -12.5 and float(mean["change_from_better"]) == -50.0
+    assert float(mean["training_seconds"]) == 4.0 and float(mean["peak_memory_gb"]) == 2.0
+    assert float(mean["trained_percent"]) == 25.0
+    tex = (tmp_path / "out" / "comparison-quiz.tex").read_text()
+    assert tex.count(r"\\") == 3 and "$-12.5$ [" in tex and r"\toprule" in tex
+    assert (tmp_path / "out" / "comparison.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+
+
+def test_intervals_that_the_run_has_published_are_shown(better: Path) -> None:
+    shown = {"generated": {"low": 0.111, "high": 0.222}, "option_logits": None}
+    tree = {"quiz": {"mean of the others": shown, "pt": {"generated": {"low": None, "high": None}}}}
+    (better / "evaluation" / "comparisons.json").write_text(json.dumps(tree))
+    assert "+11.1 … +22.2" in compare_runs([better], None)
+
+
+def test_other_benchmarks_are_refused_by_name(better: Path, tmp_path: Path) -> None:
+    less = make_run(tmp_path / "less", {"en": "1100", "pt": "1110"})
+    with pytest.raises(UserError, match=r"quiz_zh\.tsv: less did not evaluate it"):
+        compare_runs([better, less], None)
+    record = json.loads((less / "stages" / "evaluate.json").read_text())
+    record["inputs"] |= {"quiz_zh.tsv": "hash of quiz zh", "quiz_pt.tsv": "another"}
+    (less / "stages" / "evaluate.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"quiz_pt\.tsv: its content differs"):
+        compare_runs([better, less], None)
+    with pytest.raises(UserError, match="no run folder"):
+        compare_runs([better, tmp_path], None)
+    with pytest.raises(UserError, match="given twice"):
+        compare_runs([better, better], None)
+    (better / "stages" / "evaluate.json").unlink()
+    with pytest.raises(UserError, match="is not evaluated"):
+        compare_runs([better], None)
+
+
+def test_the_command_prints_the_table(better: Path, worse: Path) -> None:
+    assert "quiz: accuracy" in plast("compare", better, worse).stdout
+    assert "no run folder" in plast("compare", better.parent, fails=True).stderr
+
+
+def tiny(**values: Any) -> Config:
+    return with_values(load_config("tiny"), values, "test")
+
+
+def test_variants_differ_in_what_they_are_called_by() -> None:
+    config = tiny()
+    variants = other_variants(config, 2, images=True)
+    configs = {v.name: variant_config(config, v, 5) for v in variants}
+    assert {c.seed for c in configs.values()} == {5}
+    for name in ("random", "shallowest", "middle", "deepest"):
+        assert (configs[name].selection.strategy, configs[name].selection.k) == (name, 2)
+    assert configs["full"].train.method == "full" and configs["full"].selection.strategy == "all"
+    assert configs["lora"].train.lora_rank == 16
+    assert configs["text_only"].train.image_in_training is False
+    assert configs["ffn"].selection.strategy == "msd" and configs["ffn"].selection.modules == "ffn"
+    assert {"threshold_candidates", "threshold_all_layers"} <= set(configs)
+    assert configs["hardest"].sampling.keep == 0.5
+    assert "text_only" not in {v.name for v in other_variants(config, 2, images=False)}
+    own = tiny(**{"selection.strategy": "deepest", "selection.k": 1})
+    assert selected_variant(own).name == "deepest"
+    names = {v.name for v in other_variants(own, 1, images=True)}
+    assert "deepest" not in names and "threshold_candidates" not in names
+
+
+def test_values_of_the_ablation_s_own_section_are_taken() -> None:
+    config = tiny(**{"ablate.only": {"lora": {"train.learning_rate": 0.5, "train.lora_rank": 4}}})
+    lora = next(v for v in other_variants(config, 1, True) if v.name == "lora")
+    made = variant_config(config, lora, 0)
+    assert (made.train.learning_rate, made.train.lora_rank) == (0.5, 4)
+    with pytest.raises(UserError, match=r"ablate\.only.*unknown key 'train\.learning_rat'.*learning_rate"):
+        variant_config(tiny(**{"ablate.only": {"lora": {"train.learning_rat": 1}}}), lora, 0)
+    with pytest.raises(UserError, match="did you mean 'deepest'"):
+        wanted([Variant("deepest", "", {})], ["deepset"], ["msd"])
+    assert (
+        wanted([Variant("deepest", "", {}), Variant("all", "", {})], ["all", "msd"], ["msd"])[0].name == "all"
+    )
+
+
+def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    own, shallow, rule = (
+        Variant("msd", "the recipe", {}),
+        Variant("shallowest", "", {}),
+        Variant("rule", "", {}),
+    )
+    make_run(runs / "msd-seed-0", {"en": "1100", "pt": "1110"})
+    make_run(runs / "msd-seed-1", {"en": "1100", "pt": "1111"})
+    config = tiny()
+    entries = first_entries(config, own, [0, 1])
+    entries += [Entry(shallow, s, (0,), config, f"msd-seed-{s}") for s in (0, 1)]
+    entries += [Entry(rule, s, (), config, None, "no layer selected") for s in (0, 1)]
+    text = publish_ablation(entries, tmp_path)
+    (line,) = [x for x in text.splitlines() if x.startswith("msd") and "(+" in x]
+    assert "87.5 (+37.5)" in line and "+25.0 … +50.0" in line
+    assert "seed 1: trains the same as, and is, msd-seed-1" in text
+    assert "rule: seed 0: no layer selected" in text
+    tree = json.loads((tmp_path / "ablation.json").read_text())
+    assert tree[2]["run"] == f"runs/{run_name(own, 0)}" and tree[4]["refused"] == "no layer selected"
+    first = sha256_of(tmp_path / "ablation.png")
+    publish_ablation(entries, tmp_path)
+    assert sha256_of(tmp_path / "ablation.png") == first  # the same input, the same bytes
+
+
+def probed(run: Path) -> None:
+    """Statistics of a decoder of four layers, of which layer 0 alone stands out by the MSD rule."""
+    active = torch.full((5, 4, 3), 10, dtype=torch.int32)
+    active[:, 0] = torch.tensor([10, 20, 30])
+    active[:, 1, 2] = 11
+    shared = torch.tensor([2, 3, 9, 9], dtype=torch.int32)[None, :, None].expand(5, 4, 3).contiguous()
+    shared[:, :, 0] = 10
+    (run / "activations").mkdir(parents=True)
+    save_file(
+        {"active": active, "shared_with_english": shared}, run / "activations" / "statistics.safetensors"
+    )
+
+
+def test_a_variant_that_trains_the_same_shares_the_run(tmp_path: Path) -> None:
+    config = tiny(**{"data.languages": LANGUAGES})
+    own = selected_variant(config)
+    first = [replace(entry, layers=(0,)) for entry in first_entries(config, own, [0, 1])]
+    for entry in first:
+        probed(tmp_path / str(entry.run))
+    entries = {(e.variant.name, e.seed): e for e in plan_entries(config, first, tmp_path, images=True)}
+    assert len(entries) == 2 * (1 + len(other_variants(config, 1, True)))
+    for name in ("shallowest", "threshold_candidates", "threshold_all_layers"):
+        assert (entries[name, 1].layers, entries[name, 1].run) == ((0,), "msd-seed-1")
+    for name, layers in (("deepest", (3,)), ("middle", (1,)), ("all", (0, 1, 2, 3)), ("ffn", (0,))):
+        assert (entries[name, 0].layers, entries[name, 0].run) == (layers, f"{name}-seed-0")
+    assert entries["full", 0].run == "full-seed-0" and entries["lora", 0].layers == (0, 1, 2, 3)
+    drawn = {seed: entries["random", seed] for seed in (0, 1)}
+    for seed, entry in drawn.items():
+        same = {(0,): "msd", (1,): "middle", (3,): "deepest"}.get(entry.layers, "random")
+        assert entry.run == f"{same}-seed-{seed}" and len(entry.layers) == 1
+
+
+def test_a_rule_that_selects_nothing_is_told_and_not_run(tmp_path: Path) -> None:
+    config = tiny(**{"data.languages": LANGUAGES, "ablate.variants": ["threshold_all_layers"]})
+    first = [replace(e, layers=(0,)) for e in first_entries(config, selected_variant(config), [0])]
+    probed(tmp_path / "msd-seed-0")
+    path = tmp_path / "msd-seed-0" / "activations" / "statistics.safetensors"
+    tables = load_file(path)
+    tables["active"][:, 2:, 2] = 60  # the mean over all layers is then above every candidate's
+    save_file(tables, path)
+    _, entry = plan_entries(config, first, tmp_path, images=True)
+    assert entry.run is None and "no layer selected" in str(entry.refused)
+
+
+def test_a_probe_is_shared_only_where_it_is_the_run_s_own(tmp_path: Path) -> None:
+    config, base = tiny(), {"fingerprint": "f"}
+    first = RunFolder(tmp_path / "first")
+    for name in ("first", "same", "seed", "torn"):
+        publish_text(tmp_path / name / "records.jsonl", "{}\n")
+    publish_text(first.statistics, "tables")
+    publish_text(first.evaluation / "parts" / "base" / "rank-0.jsonl", "{}\n")
+    inputs = inputs_of("collect", config, first, base)
+    assert inputs is not None
+    first.publish_record("collect", settings_of("collect", config), inputs, [first.statistics])
+
+    def shared(name: str, config: Config) -> RunFolder:
+        run = RunFolder(tmp_path / name)
+        share(SimpleNamespace(config=config, run=run, base=base))  # type: ignore[arg-type]
+        return run
+
+    same = shared("same", config)
+    assert is_done("collect", config, same, base) and same.statistics.samefile(first.statistics)
+    assert not same.evaluation.exists()  # the base's answers are taken when all of them are there
+    first.publish_record("evaluate", {}, {}, [])
+    assert (shared("same", config).evaluation / "parts" / "base" / "rank-0.jsonl").is_file()
+    assert shared("seed", tiny(seed=1)).record("collect") is None
+    publish_text(first.statistics, "others")
+    publish_text(same.statistics, "others")
+    assert shared("torn", config).record("collect") is None
