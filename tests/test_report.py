@@ -152,7 +152,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     }
     compared = {NASTY: {"en": comparison(-1), "pt": comparison(1), MEAN: comparison(1)}}
     answers = {
-        "en": [(0, "A", "B", NASTY), (1, "A", "A", "Which one stays right?")],
+        "en": [(0, "A", "B", NASTY), (2, "A", "A", "Which one stays right?")],
         "ar": [(0, "B", "A", ARABIC), (1, "A", None, f"{ARABIC} {NASTY}")],
     }
     for language, rows in answers.items():

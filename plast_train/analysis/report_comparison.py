@@ -45,7 +45,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
         Section("languages", "Each language", f"<pre>{escape(text)}</pre>"),
     ]
     lead = paragraph(
-        "The same benchmarks, answered by each run's base and by what it trained. Tables as CSV and LaTeX and "
+        "The same benchmarks, answered by each run's base and by what it trained. Tables (CSV, LaTeX) and "
         "the figure lie beside this page.",
         "lead",
     )
@@ -54,7 +54,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _changes(lines: Lines) -> str:
-    """A table a benchmark: English, the mean of the others, and how that mean differs from the first run's."""
+    """A table a benchmark: English, mean of the others, and how that mean differs from the first run's."""
     first = lines[0]["name"]
     tables = []
     for benchmark in dict.fromkeys(line["benchmark"] for line in lines):
