@@ -182,6 +182,34 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return run_stages(arguments.target, arguments.overrides, arguments.out, arguments.nproc, ("evaluate",))
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="RECIPE|RUN", help="a recipe, or the folders of two or more runs")
+    parser.add_argument(
+        "others", metavar="section.key=value|RUN", nargs="*", help="replaces a value of the recipe; more runs"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="RUN|FILE",
+        type=Path,
+        help="the run's folder; of several runs the page (comparison.html)",
+    )
+    parser.add_argument("--nproc", metavar="N", type=_count, help="ranks on this machine")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    runs = [Path(arguments.target), *map(Path, arguments.others)]
+    if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
+        from plast_train.analysis.report_comparison import write_comparison
+
+        print(write_comparison(runs, arguments.out or Path("comparison.html")))
+        return 0
+    if arguments.out is None:
+        raise UserError("report: give --out RUN for a recipe's stage, or the folders of two or more runs")
+    from launcher.run import run_stages
+
+    return run_stages(arguments.target, arguments.others, arguments.out, arguments.nproc, ("report",))
+
+
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
@@ -387,6 +415,9 @@ COMMANDS = {
     },
     "evaluate": Command(
         "score a model, or a run's base and trained model, on benchmarks", _evaluate_arguments, _evaluate
+    ),
+    "report": Command(
+        "write one HTML page about the run, or one that compares several", _report_arguments, _report
     ),
     "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
     "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),

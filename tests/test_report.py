@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.text += data
         if self.open and self.open[-1][0] in {"td", "th"}:
             self.tables[-1][-1][-1] += data
-        if self.open and "dir" in self.open[-1][1]:
+        if self.open and {"dir", "lang"} <= self.open[-1][1].keys():
             own = self.open[-1][1]
             self.said.append((str(own["lang"]), own["dir"], data))
 
@@ -138,7 +138,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         "trainable_fraction": 0.05,
         "options": {"position": "last", "overlap": "english", "threshold": "candidates", "k": None},
     }
-    step = {"loss": 2.0, "samples_per_second": 3.0, "peak_memory_bytes": 5e9, "mfu": None}
+    step = {"loss": 2.0, "seconds": 2.5, "samples_per_second": 3.0, "peak_memory_bytes": 5e9, "mfu": None}
     metrics = [step | {"step": 1}, step | {"step": 2, "loss": 1.0, "validation_loss": {"en": 0.5, "pt": 1.5}}]
     results = {
         "colours": {
@@ -152,7 +152,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     }
     compared = {NASTY: {"en": comparison(-1), "pt": comparison(1), MEAN: comparison(1)}}
     answers = {
-        "en": [(0, "A", "B", NASTY), (1, "A", "A", "Which one stays right?")],
+        "en": [(0, "A", "B", NASTY), (2, "A", "A", "Which one stays right?")],
         "ar": [(0, "B", "A", ARABIC), (1, "A", None, f"{ARABIC} {NASTY}")],
     }
     for language, rows in answers.items():
@@ -341,6 +341,7 @@ def test_layers_training_costs_and_versions_are_shown(run, page):
     assert costs[1:] == [["collect", "1.5", "2", "0.001"], ["train", "30.0", "2", "0.017"]]
     facts = dict(row for table in page.tables for row in table if len(row) == 2)
     assert facts["loss, first and last step"] == "2.0000, 1.0000 nats a token"
+    assert facts["time in optimizer steps (s)"] == "5.0"
     assert facts["MFU, median"] == "unknown"
     assert facts["versions"] == "torch 2.6.0"
     assert "k" not in facts["our reading of the method"].split(", ")[-1].split()

@@ -160,10 +160,11 @@ def _picture(question: Tree, drawn: Tree, run: RunFolder) -> str:
         f"{when}: {said(question['reply'][name], language)}"
         for name, when in ((BASE, "before"), (TRAINED, "after"))
     )
-    asked = said(question["question"], language)
+    asked = said(question["question"], language, "p")
     stem = drawn["files"][-1].removesuffix(".svg")
     shown = _copied(stem, f"Attention maps of the record {question['id']}, {language}.", run, wide=True)
-    return f"<p>{asked} ({escape(language_name(language))}) Replies {replies}</p>{shown}"
+    told = f"<p>{escape(language_name(language))}. Replies {replies}</p>"
+    return f'<div class="together">{asked}{told}{shown}</div>'
 
 
 _PARTS: dict[str, Callable[[Tree, RunFolder], str]] = {

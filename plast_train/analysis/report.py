@@ -41,7 +41,7 @@ def write_report(config: Config, run: RunFolder) -> None:
         accuracy_section(results, run),
         *([examples_section(results, config.evaluate, run)] if results else []),
         *([analyses] if analyses else []),
-        cost_section(run, config.train.global_batch),
+        cost_section(run),
         run_section(run),
     ]
     title = f"{Path(config.model.path).name}: language-specific layers, fine-tuned"
@@ -58,17 +58,18 @@ def _lead(run: RunFolder, config: Config, results: list[Result]) -> str:
 
 def _done(run: RunFolder, config: Config) -> str:
     selection, layers = read_json(run.selection), read_json(run.summary)["layers"]
-    share = f"{selection['trainable_fraction']:.1%} of {selection['total_parameters']:,} parameters"
-    others = _listed(language_name(x) for x in config.data.languages if x != ENGLISH)
-    selected = f"ayers {_listed(selection['selected_layers'])} of {layers}"
+    chosen = selection["selected_layers"]
+    some = f"ecoder layer{'s' * (len(chosen) > 1)} {_listed(chosen)} of 0 to {layers - 1}"
     what = {
-        "layers": f"Decoder l{selected}",
-        "lora": f"LoRA adapters on decoder l{selected}",
-        "full": "All weights but the vision tower's",
+        "layers": f"d{some}",
+        "lora": f"LoRA adapters on d{some}",
+        "full": "all weights but the vision tower's",
     }[config.train.method]
+    others = _listed(language_name(x) for x in config.data.languages if x != ENGLISH)
     return (
-        f"{what} ({share}; {selection['modules']} modules, strategy {selection['strategy']}) were trained to "
-        f"translate questions from {others} into English; everything else stayed frozen."
+        f"Trained to translate questions from {others} into English: {what}, "
+        f"{selection['trainable_fraction']:.1%} of {selection['total_parameters']:,} parameters (modules: "
+        f"{selection['modules']}; strategy: {selection['strategy']}). Everything else stayed frozen."
     )
 
 

@@ -87,7 +87,7 @@ def _benchmark(result: Result, run: RunFolder) -> str:
     caption = f"{result.name}: accuracy before and after training, and the change with its 95 % interval."
     parts = [heading(result.name), figure(run.report / f"accuracy-{stem}.svg", caption, wide=True)]
     parts += [publish_table(_accuracy_table(result, way), run.report) for way in result.ways]
-    parts.append(publish_table(_reply_table(result), run.report))
+    parts.append(_replies(result, run))
     return "".join(parts)
 
 
@@ -123,6 +123,17 @@ def _interval_and_p(comparison: Comparison | None) -> list[str]:
 def p_value(comparison: Comparison) -> str:
     p = comparison.get("p_holm", comparison["p"])
     return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def _replies(result: Result, run: RunFolder) -> str:
+    """The table where it has something to show; its files in any case."""
+    table = _reply_table(result)
+    shown = publish_table(table, run.report)
+    if any(cell not in ("0.0", NOTHING) for row in table.rows for cell in row[1:]):
+        return shown
+    return paragraph(
+        "Every reply is an answer: none is unmatched, empty, a translation or in another language."
+    )
 
 
 def _reply_table(result: Result) -> Table:

@@ -114,9 +114,10 @@ def _answers(record: Record) -> str:
     items = []
     for letter, text in (record["options"] or {"": record["answer"]}).items():
         right = ' class="right"' if letter in ("", record["answer"]) else ""
-        label = escape(f"{letter}. ") if letter else ""
-        items.append(f"<li{right}>{label}{said(text, language)}</li>")
-    return f'<ul lang="{escape(language)}" dir="auto">{"".join(items)}</ul>'
+        label = f"<bdi>{escape(letter)}.</bdi> " if letter else ""  # a bdi does not decide the direction
+        own = f'<span lang="{escape(language)}">{escape(text)}</span>'
+        items.append(f'<li{right} dir="auto">{label}{own}</li>')
+    return f"<ul>{''.join(items)}</ul>"
 
 
 class _Images:

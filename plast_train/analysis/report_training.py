@@ -54,10 +54,10 @@ def _freezing(proof: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def cost_section(run: RunFolder, global_batch: int) -> Section:
+def cost_section(run: RunFolder) -> Section:
     """Time of each stage, and what training took."""
     body = publish_table(_stage_table(run), run.report) if run.stage_times.exists() else ""
-    body += heading("Training") + facts(_training_costs(read_metrics(run), global_batch))
+    body += heading("Training") + facts(_training_costs(read_metrics(run)))
     return Section("costs", "Costs", body)
 
 
@@ -84,8 +84,8 @@ def _stage_table(run: RunFolder) -> Table:
     )
 
 
-def _training_costs(metrics: Metrics, global_batch: int) -> dict[str, Any]:
-    seconds = [global_batch / m["samples_per_second"] for m in metrics]
+def _training_costs(metrics: Metrics) -> dict[str, Any]:
+    seconds = [m["seconds"] for m in metrics]
     flops = [m.get("useful_flops_per_second") for m in metrics]
     total = sum(f * s for f, s in zip(flops, seconds, strict=True)) if None not in flops else None
 
