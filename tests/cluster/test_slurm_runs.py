@@ -216,7 +216,7 @@ def test_statistics_for_any_ranks_a_node(nproc: int, finished: Job, submit: Subm
 def submit_chain(cluster: Cluster, run: Path, environment: Path) -> list[Job]:
     """`plast submit`: one node collects, two train."""
     said = cluster.run(
-        *("env", f"PLAST_ENV={environment}", "PLAST_DOCTOR=0", "-C", str(run.parent)),
+        *("env", "-C", str(run.parent), f"PLAST_ENV={environment}", "PLAST_DOCTOR=0"),
         *(sys.executable, "-m", "launcher.cli", "submit", "tiny", "--out", run, "--nproc", "1"),
         *("--stages", "collect=1,train=2", "--time", "20", *OVERRIDES),
     )
