@@ -13,16 +13,6 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.hookimpl(trylast=True)  # markers are given by other files too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips the tests with the markers that CI has no time for."""
-    for marker in os.environ.get("PLAST_LEFT_OUT", "").split():
-        skip = pytest.mark.skip(reason=f"{marker} tests are left out for lack of time")
-        for item in items:
-            if item.get_closest_marker(marker):
-                item.add_marker(skip)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The real multilingual data that lies beside a full checkout."""
