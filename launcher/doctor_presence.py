@@ -67,7 +67,8 @@ class Presence:
             made_run = [path.name for path in self.folder.iterdir()] == [MADE_RUN]
             if made_run:
                 (self.folder / MADE_RUN).unlink()
-            self.folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):  # another machine was quicker
+                self.folder.rmdir()
             if made_run:
                 self.folder.parent.rmdir()
 

@@ -11,8 +11,8 @@ from plast_train.evaluation.accuracies import accuracies, is_circular, percent, 
 from plast_train.run_folder import RunFolder, read_json
 
 _EXPLAINED = (
-    "95 %: bootstrap interval of the change, in points. p: exact McNemar; "
-    "of languages, with Holm's correction."
+    "95 %: bootstrap interval of the change, in points.\n"
+    "p: exact McNemar; of languages, with Holm's correction."
 )
 
 

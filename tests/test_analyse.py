@@ -174,8 +174,10 @@ def test_attention_is_of_questions_that_were_held_back(analysed: Path) -> None:
 
 
 def test_the_report_shows_them(analysed: Path) -> None:
-    html = analyses_section(RunFolder(analysed))
+    section = analyses_section(RunFolder(analysed))
+    assert section is not None
+    html = section.body
     for heading in ("Attention maps", "Layer knock-out", "Stability", "Representation", "neurons"):
         assert heading in html
     assert html.count("<img") == 1 + 1 + 1 + 2 + 1 + 1
-    assert analyses_section(RunFolder(analysed / "nothing")) == ""
+    assert analyses_section(RunFolder(analysed / "nothing")) is None
