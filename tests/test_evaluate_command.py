@@ -13,6 +13,9 @@ from training_runs import make_config
 from plast_train.config import dump_config
 from plast_train.lvlm.loading import describe_base, resolve_base
 
+# Whole launches: minutes.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

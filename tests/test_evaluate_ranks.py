@@ -25,6 +25,9 @@ from plast_train.evaluation.evaluate import evaluate
 from plast_train.evaluation.predictions import key_of, read_parts
 from plast_train.lvlm.loading import describe_base, load_lvlm, resolve_base
 
+# Real launches for every number of ranks and batch size: minutes.
+pytestmark = pytest.mark.slow
+
 WORLDS, BATCH_SIZES = (1, 2, 3), (1, 4, 16)
 LANGUAGES = ("en", "ar")
 
