@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import comb
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from plast_train.data.packing import deal
 from plast_train.errors import Interrupted
 from plast_train.evaluation.accuracies import BASE, TRAINED
 from plast_train.evaluation.benchmarks import benchmarks_of
+from plast_train.evaluation.significance import mcnemar
 from plast_train.lvlm.forward import forward_ready
 
 INTACT = "intact"
@@ -161,6 +161,4 @@ def compare(intact: torch.Tensor, knocked_out: torch.Tensor) -> dict[str, Any]:
     `gained` (right only when knocked out), and McNemar's exact `p` for losing and gaining alike."""
     lost = int((intact & ~knocked_out).sum())
     gained = int((knocked_out & ~intact).sum())
-    changed = lost + gained
-    tail = sum(comb(changed, k) for k in range(min(lost, gained) + 1)) / 2**changed
-    return {"right": int(knocked_out.sum()), "lost": lost, "gained": gained, "p": min(1.0, 2 * tail)}
+    return {"right": int(knocked_out.sum()), "lost": lost, "gained": gained, "p": mcnemar(lost, gained)}
