@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commands import plast
+from html_reader import Page
 from safetensors.torch import load_file, save_file
 
 from plast_train.comparison.intervals import bootstrap, mean_over_units
@@ -153,6 +154,24 @@ def test_other_benchmarks_are_refused_by_name(better: Path, tmp_path: Path) -> N
 def test_the_command_prints_the_table(better: Path, worse: Path) -> None:
     assert "quiz: accuracy" in plast("compare", better, worse).stdout
     assert "no run folder" in plast("compare", better.parent, fails=True).stderr
+
+
+def test_the_page_sets_runs_side_by_side(better: Path, tmp_path: Path) -> None:
+    nasty = make_run(tmp_path / "<script>&", {"en": "0100", "pt": "1100", "zh": "1000"})
+    path = tmp_path / "page" / "index.html"
+    assert str(path) in plast("report", better, nasty, "--out", path).stdout
+    page = Page(path.read_text())
+    beside = [address for address in page.addresses if not address.startswith(("#", "data:"))]
+    assert beside == ["comparison.svg", "comparison.png"] and "script" not in page.tags
+    accuracies, runs = page.tables
+    rows = {row[0]: row[1:] for row in accuracies}
+    # English and the mean of the others: trained, change, interval; then the mean against the first run's.
+    assert rows["better"][:2] == ["50.0", "+0.0"] and rows["better"][4:6] == ["87.5", "+37.5"]
+    assert rows["<script>&"][:2] == ["25.0", "-25.0"] and rows["<script>&"][4:6] == ["37.5", "-12.5"]
+    assert rows["<script>&"][8] == "-50.0"
+    assert ["25.00", "2", "4.00", "2.00"] == [row[-4:] for row in runs if row[0] == "better"][0]
+    names = {file.name for file in path.parent.iterdir()}
+    assert names >= {"comparison.csv", "comparison-quiz.tex", "comparison.svg", "comparison.png"}
 
 
 def tiny(**values: Any) -> Config:
