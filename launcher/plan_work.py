@@ -128,7 +128,6 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
     """
     from plast_train.data.mixing import some_of_each_template
     from plast_train.data.sampling import plan_training, split_records
-    from plast_train.training.flops import step_flops
     from plast_train.training.flops_methods import method_flops
 
     train = config.train
@@ -149,7 +148,7 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
         typical = [step for step in plan.steps if step.samples == max(s.samples for s in plan.steps)]
     steps = [(step, [tree for row in step.rows for tree in row]) for step in typical]
     rows = [row for step in typical for row in step.rows]
-    everything = range(shape.decoder.layers)
+    everything, whole_layers = range(shape.decoder.layers), train.model_copy(update={"method": "layers"})
     return TrainingWork(
         records=len(numbers),
         validation_records=len(held_back),
@@ -164,7 +163,9 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
             method_flops(shape, s.rows, layers, config.selection.modules, train) for s, _ in steps
         ),
         recompute_flops=fmean(_recomputed(shape, trees, layers) for _, trees in steps),
-        all_layers_flops=fmean(step_flops(shape, s.rows, everything, "all") for s, _ in steps),
+        all_layers_flops=fmean(
+            method_flops(shape, s.rows, everything, "all", whole_layers) for s, _ in steps
+        ),
         longest_row=max(sum(tree.tokens for tree in row) for row in rows),
         most_labels=max(sum(s.labels for tree in row for s in tree.sequences) for row in rows),
     )

@@ -138,24 +138,6 @@ def row_flops(
     )
 
 
-def step_flops(
-    shape: ModelShape, rows: Sequence[Sequence[TokenTree]], selected_layers: Collection[int], modules: str
-) -> float:
-    """Useful operations of one optimizer step over all its packed rows, on all ranks together."""
-    return sum(
-        row_flops(
-            shape,
-            tokens=sum(tree.tokens for tree in trees),
-            pairs=visible_pairs(trees),
-            labels=sum(s.labels for tree in trees for s in tree.sequences),
-            images=sum(tree.image is not None for tree in trees),
-            selected_layers=selected_layers,
-            modules=modules,
-        )
-        for trees in rows
-    )
-
-
 def forward_flops(shape: ModelShape, tokens: int, pairs: int, labels: int, images: int) -> float:
     """Forward pass: every layer for every token, `lm_head` at the labels, the vision tower for each image."""
     decoder = shape.decoder
