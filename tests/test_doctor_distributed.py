@@ -369,6 +369,7 @@ def test_each_bad_machine_of_three_is_named(tmp_path: Path) -> None:
     assert "the first machine says why" in outputs[1]
 
 
+@pytest.mark.slow
 def test_who_does_not_come_is_named(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 3)
     for node in (2, 0):
@@ -381,6 +382,7 @@ def test_who_does_not_come_is_named(tmp_path: Path) -> None:
     assert "not shared" not in outputs[0]
 
 
+@pytest.mark.slow
 def test_the_others_say_that_the_first_did_not_come(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 3)
     for node in (1, 2):
@@ -390,6 +392,7 @@ def test_the_others_say_that_the_first_did_not_come(tmp_path: Path) -> None:
     assert "node 1 of 3 (NODE_RANK=0) did not come within 10 s; there: node 2" in outputs[1]
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_hides_who_came(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 3)
     nodes.start(1, "--wait", "30", out="another/RUN")
@@ -400,6 +403,7 @@ def test_a_folder_that_is_not_shared_hides_who_came(tmp_path: Path) -> None:
     assert "the run folder is not shared" in outputs[0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_on_one_machine(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 2)
     nodes.start(1, TEST_RANKS_FAIL="1")
@@ -410,6 +414,7 @@ def test_a_rank_that_fails_on_one_machine(tmp_path: Path) -> None:
     assert "node 2" in next(line for line in outputs[0].splitlines() if line.startswith("fail"))
 
 
+@pytest.mark.slow
 def test_a_taken_port_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 2)
     (tmp_path / "file").write_text("")
