@@ -40,9 +40,15 @@ def draw_attention(
     for language in languages:
         if language not in config.data.languages:
             raise UserError(f"--language {language}: the run has {', '.join(config.data.languages)}")
+        if language not in records[number].questions:
+            there = ", ".join(records[number].questions)
+            raise UserError(
+                f"--language {language}: question {question} is there in {there}; give one of these"
+            )
     base = read_json(run.base)
     layers = _checked_layers(config, base, layers)
-    _draw(config, run, base, records, number, list(languages) or config.data.languages, layers, target)
+    shown = list(languages) or list(records[number].questions)
+    _draw(config, run, base, records, number, shown, layers, target)
     return 0
 
 

@@ -178,7 +178,7 @@ def collecting_work(config: Config, data: Data, shape: ModelShape) -> Collecting
     from plast_train.data.token_tree import grow_tree
     from plast_train.training.flops import forward_flops, visible_pairs
 
-    numbers = probe_records(len(data.records), config.probe.records, config.seed)
+    numbers = probe_records(data.records, config.data.languages, config.probe.records, config.seed)
     trees = [grow_tree(group) for group in data.prompter.probes(data.records, numbers)]
     tokens = sum(tree.tokens for tree in trees)
     return CollectingWork(

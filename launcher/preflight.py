@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +13,14 @@ from typing import Any
 from launcher.machine_checks import check_disk, check_ranks, check_writable, count_gpus
 from launcher.torchrun import Machines
 from plast_train.config import Config, load_config
-from plast_train.data.questions import Record, read_records
+from plast_train.data.questions import Record, complete, read_records
 from plast_train.errors import UserError
 from plast_train.paths import resolve_paths
 from plast_train.run_folder import RunFolder
 from plast_train.stages import STAGES, is_done, needed_by
 from plast_train.training.deepspeed_config import load_deepspeed_config
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def preflight_config(
     check_benchmark_files(config)
     records = read_records(config.data)
 
+    _warn_of_shares(config, records)
+
     # These import torch, which takes seconds: what was wrong so far is said at once.
     from launcher.model_checks import (
         BaseModel,
@@ -90,6 +95,19 @@ def preflight_config(
     done = tuple(stage for stage in stages if stage in finished)
     todo = tuple(stage for stage in stages if stage not in finished)
     return Prepared(config, run, base, records_text(records), done, todo, nproc, gpus, machines)
+
+
+def _warn_of_shares(config: Config, records: Sequence[Record]) -> None:
+    """Doubtful: languages that have as many pairs each are not balanced further."""
+    languages = config.sampling.languages
+    if languages in ("temperature", "balanced") and len(complete(records, config.data.languages)) == len(
+        records
+    ):
+        log.warning(
+            "sampling.languages=%s changes nothing: every record has a question in every language, so all "
+            "have as many pairs; leave it out, or give weights (sampling.language_weights)",
+            languages,
+        )
 
 
 def records_text(records: Sequence[Record]) -> str:

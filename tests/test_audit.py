@@ -68,6 +68,9 @@ def test_counts_of_records_and_tokens() -> None:
     assert (english.per_english_word, english.relative_to_english) == (1.4, 1.0)
     assert found.longest_sequence == 14
     assert found.longest_where == "q.jsonl, line 1, id 'a' in 'pt'"
+    # Without the last record's Portuguese: tokens, words and English tokens of the first three.
+    portuguese = audit(RECORDS, CONFIG, (s for s in sequences() if s.key != Key(3, 0))).tokens["pt"]
+    assert (portuguese.per_english_word, portuguese.relative_to_english) == (14 / 6, 14 / 6)
     assert json.loads(json.dumps(found.as_dict()))["tokens"]["pt"]["longest"] == 6
     text = "\n".join(found.lines())
     assert "4 records in 2 languages, 3 of them about 2 images" in text and "pt Portuguese" in text

@@ -212,6 +212,24 @@ def test_only_what_is_missing_is_done(
     assert started[4:] == [STAGES]
 
 
+def test_balancing_what_is_balanced_is_doubtful(
+    asked: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    lines = [json.loads(line) for line in questions.read_text().splitlines()]
+    balanced = [*asked, "sampling.languages=balanced", "data.languages=[en,pt,de]"]
+    for german in (len(lines), len(lines) - 1):
+        caplog.clear()
+        for number, line in enumerate(lines):
+            line["questions"] = {k: line["questions"][k] for k in ("en", "pt")} | (
+                {"de": "Was?"} if number < german else {}
+            )
+        questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        preflight.preflight("tiny", balanced, tmp_path / "RUN", 1, STAGES)
+        told = any("sampling.languages=balanced changes nothing" in message for message in caplog.messages)
+        assert told == (german == len(lines))
+
+
 def test_what_the_ranks_read_is_written_down(asked: list[str], tmp_path: Path) -> None:
     prepared = preflight.preflight("tiny", asked, tmp_path / "RUN", 1, STAGES)
     assert not (tmp_path / "RUN").exists()

@@ -18,7 +18,7 @@ from PIL import Image
 
 from plast_train.config import DataConfig
 from plast_train.data.languages import language_name
-from plast_train.data.questions import Record, read_records
+from plast_train.data.questions import Record, complete, read_records
 from plast_train.errors import UserError
 
 LANGUAGES = ["en", "pt"]
@@ -94,6 +94,28 @@ def test_files_are_joined_and_other_languages_and_blank_lines_are_passed_over(tm
     assert found[1].where == f"{first}, line 4"
 
 
+def test_records_may_lack_languages_but_english(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [entry(1), entry(2), entry(3)]
+    lines[0]["questions"] = {"en": "Who?", "zh": "谁?", "pt": "Quem?"}
+    lines[1]["questions"] = {"en": "Where?", "zh": "哪里?"}
+    path = write_lines(tmp_path / "q.jsonl", lines)
+    found = read(path, languages=["en", "pt", "zh"])
+    assert [list(r.questions) for r in found] == [["en", "pt", "zh"], ["en", "zh"], ["en", "pt"]]
+    assert complete(found, ["en", "pt", "zh"]) == [0] and complete(found, ["en", "zh"]) == [0, 1]
+    (warning,) = caplog.messages
+    assert "2 of 3 records lack questions (pt 1, zh 1), the first: " in warning and "line 2" in warning
+    assert "not probed" in warning
+
+
+def test_a_probe_needs_every_language(tmp_path: Path) -> None:
+    lines = [entry(1), entry(2, questions={"en": "Who?", "zh": "谁?"})]
+    path = write_lines(tmp_path / "q.jsonl", lines)
+    told = refused(path, languages=["en", "pt", "zh"])
+    assert "2 of 2 records lack questions (zh 1, pt 1)" in told and "Probing needs" in told
+    told = refused(path, languages=["en", "pt", "zh", "sw"])
+    assert "data.languages: no record has a question in 'sw' (there is: en, pt, zh)" in told
+
+
 QUESTIONS = entry(1)["questions"]
 
 
@@ -109,7 +131,7 @@ QUESTIONS = entry(1)["questions"]
         (entry(1), "line 2, id 'q1': the id is also at"),
         (entry(2, questions=None), "id 'q2': 'questions' does not map"),
         (entry(2, questions={"pt": "O que?"}), "id 'q2': no English question (there is: pt); add it"),
-        (entry(2, questions={"en": "What?", "pt-BR": "O?"}), "no question in 'pt' (there is: en, pt-BR)"),
+        (entry(2, questions={"en": "What?", "pt-BR": "O?"}), "no question in pt (there is: en, pt-BR)"),
         (entry(2, questions={**QUESTIONS, "en": " \n"}), "the question in 'en' is empty"),
         (entry(2, questions={**QUESTIONS, "pt": 7}), "the question in 'pt' is no text but 7"),
         (entry(2, questions={**QUESTIONS, "pt": ["?"]}), "the question in 'pt' is no text but ['?']"),
@@ -275,7 +297,7 @@ def test_palo_files_bring_their_english_and_ids_that_repeat(tmp_path: Path) -> N
         (
             [conversation(1, "A?"), conversation(2, "B?")],
             [conversation(1, "X?")],
-            "id '2': no question in 'pt'",
+            "id '2': no question in pt (there is: en)",
         ),
         ([conversation(1, "A?")], [conversation(1, "X?"), conversation(1, "Z?")], "is there twice"),
         ([conversation(1, "A?"), conversation(1, "B?")], [conversation(1, "X?")], "several English"),

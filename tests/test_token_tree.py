@@ -8,6 +8,7 @@ import tracemalloc
 import pytest
 
 from plast_train.data.packing import balance_rows, deal, deal_step, fill_rows, lay_out
+from plast_train.data.questions import Record
 from plast_train.data.sampling import plan_training, probe_records, split_records
 from plast_train.data.token_tree import Key, TokenSequence, TokenTree, grow_tree, split_tree
 
@@ -130,4 +131,11 @@ def test_plan_depends_on_the_seed_alone_and_max_steps_decides() -> None:
 def test_held_back_records_are_disjoint() -> None:
     train, held = split_records(50, 10, seed=3)
     assert not set(train) & set(held) and sorted(train + held) == list(range(50)) and len(held) == 10
-    assert probe_records(5, 10, 0) == [0, 1, 2, 3, 4]
+
+
+def test_only_complete_records_are_probed() -> None:
+    questions = [{"en": "Who?", "pt": "Quem?"}, {"en": "Who?"}] * 3
+    records = [Record(str(n), asked, None, None, "") for n, asked in enumerate(questions)]
+    assert probe_records(records, ["en"], 10, 0) == [0, 1, 2, 3, 4, 5]
+    assert probe_records(records, ["en", "pt"], 10, 0) == [0, 2, 4]
+    assert len(probe_records(records, ["en", "pt"], 2, 0)) == 2

@@ -40,10 +40,11 @@ def collect(context: Context) -> list[Path]:
         Interrupted: a stop signal came; what was counted is kept as parts.
     """
     config, run, ranks = context.config, context.run, context.ranks
-    numbers = probe_records(len(context.records), config.probe.records, config.seed)
+    languages = config.data.languages
+    numbers = probe_records(context.records, languages, config.probe.records, config.seed)
     rows = probe_rows(context.prompter, context.records, numbers, config.probe.tokens_per_row)
     parts = _Parts(run.activation_parts, _identity(context), ranks.rank, ranks.world)
-    counts = empty_counts(context.lvlm, len(numbers), len(config.data.languages), ranks.device)
+    counts = empty_counts(context.lvlm, len(numbers), len(languages), ranks.device)
     done = ranks.broadcast(parts.rows_done() if ranks.is_first else None)
     _count_rows(context, numbers, rows, counts, parts, done)
     ranks.barrier()

@@ -21,7 +21,7 @@ from plast_train.analysis.models import MODELS, become, for_sequences
 from plast_train.config import Config
 from plast_train.context import Context
 from plast_train.data.images import load_image
-from plast_train.data.questions import Record
+from plast_train.data.questions import Record, complete
 from plast_train.data.sampling import split_records
 from plast_train.errors import Interrupted
 from plast_train.evaluation.accuracies import ENGLISH
@@ -83,12 +83,13 @@ def attention(context: Context) -> dict[str, Any]:
 
 
 def chosen_records(records: Sequence[Record], config: Config) -> tuple[list[int], bool]:
-    """The numbers of `analyse.attention_records` records with an image, drawn with the seed, and whether they
-    were held back from training; only records with a box, if there are any."""
+    """The numbers of `analyse.attention_records` complete records with an image, drawn with the seed, and
+    whether they were held back from training; only records with a box, if there are any."""
+    whole = set(complete(records, config.data.languages))
     held_back = split_records(len(records), config.train.validation_records, config.seed)[1]
 
     def usable(numbers: Sequence[int]) -> list[int]:
-        with_image = [number for number in numbers if records[number].image is not None]
+        with_image = [n for n in numbers if n in whole and records[n].image is not None]
         return [number for number in with_image if records[number].box is not None] or with_image
 
     unseen = usable(held_back)

@@ -56,7 +56,7 @@ def analysed_records(context: Context) -> list[int]:
     """The numbers of `analyse.records` of the probe's records, drawn with the seed, ascending; all of them if
     there are fewer."""
     config = context.config
-    probed = probe_records(len(context.records), config.probe.records, config.seed)
+    probed = probe_records(context.records, config.data.languages, config.probe.records, config.seed)
     wanted = min(config.analyse.records, len(probed))
     return sorted(random.Random(f"analyse {config.seed}").sample(probed, wanted))
 

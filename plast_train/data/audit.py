@@ -71,28 +71,26 @@ class Audit:
 
 
 def audit(records: Sequence[Record], config: DataConfig, sequences: Iterable[TokenSequence] = ()) -> Audit:
-    """Counts the records, and the tokens of `sequences` made from them (each record in every language, as
-    probing does; read once, so a generator will do). Without sequences nothing is said of tokens."""
+    """Counts the records, and the tokens of `sequences` made from them (each record in every language it has;
+    read once, so a generator will do). Without sequences nothing is said of tokens."""
     images = [record.image for record in records if record.image is not None]
     questions = [record.questions["en"] for record in records]
     pairs = [(record.image, record.questions["en"]) for record in records if record.image is not None]
-    counts: dict[int, list[int]] = {n: [] for n in range(len(config.languages))}
-    words = 0
+    counts: dict[int, dict[int, int]] = {n: {} for n in range(len(config.languages))}  # tokens, by record
     longest: TokenSequence | None = None
     for sequence in sequences:
         start, stop = sequence.question
-        counts[sequence.key.language].append(stop - start)
-        if config.languages[sequence.key.language] == "en":
-            words += len(records[sequence.key.record].questions["en"].split())
+        counts[sequence.key.language][sequence.key.record] = stop - start
         if longest is None or sequence.length > longest.length:
             longest = sequence
-    english = sum(counts[config.languages.index("en")])
+    english = counts[config.languages.index("en")]
     tokens = {
         config.languages[language]: LanguageTokens(
-            mean=sum(count) / len(count),
-            longest=max(count),
-            per_english_word=sum(count) / words,
-            relative_to_english=sum(count) / english,
+            mean=sum(count.values()) / len(count),
+            longest=max(count.values()),
+            per_english_word=sum(count.values())
+            / sum(len(records[n].questions["en"].split()) for n in count),
+            relative_to_english=sum(count.values()) / sum(english[n] for n in count),
         )
         for language, count in counts.items()
         if count

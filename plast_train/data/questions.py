@@ -28,7 +28,8 @@ _LANGUAGE_ENTRY = re.compile(r"(?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=(
 
 @dataclass(frozen=True)
 class Record:
-    """The same question in every configured language, about one image or none.
+    """The same question in English and other configured languages, about one image or none. All languages
+    are there (`complete`) in what is probed; a record that lacks some is trained on in those it has.
 
     `image` is an absolute path that has been checked; `where` says file and line, for messages; `box` is the
     object's that the question asks about.
@@ -42,6 +43,11 @@ class Record:
     box: Box | None = None
 
 
+def complete(records: Sequence[Record], languages: Sequence[str]) -> list[int]:
+    """The numbers of the records that have a question in every one of the languages."""
+    return [n for n, record in enumerate(records) if record.questions.keys() >= set(languages)]
+
+
 def read_records(config: DataConfig) -> list[Record]:
     """The usable records of `data.questions`, in file order, questions in the order of `data.languages`.
 
@@ -50,8 +56,9 @@ def read_records(config: DataConfig) -> list[Record]:
     Languages that are not configured are passed over.
 
     Raises:
-        UserError: a file cannot be read, a language is unknown, or more than `data.max_bad_fraction` of the
-            records have defects. Fewer are left out with a warning.
+        UserError: a file cannot be read, a language is unknown, no record has a question in every language,
+            or more than `data.max_bad_fraction` of the records have defects. Fewer are left out with a
+            warning.
     """
     for language in config.languages:
         try:
@@ -75,11 +82,13 @@ def read_records(config: DataConfig) -> list[Record]:
         problems += [*_image_problems(image), *_answer_problems(raw.answer), *box_problems(raw.box, image)]
         defects += [Defect(raw.where, None if raw.id is None else str(raw.id), p) for p in problems]
         if not problems:
-            questions = {language: raw.questions[language] for language in config.languages}
+            there = [code for code in config.languages if raw.questions.get(code) is not None]
+            questions = {language: raw.questions[language] for language in there}
             path = None if image is None else str(image)
             answer = None if raw.answer is None else str(raw.answer)
             records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box)))
     refuse_or_leave_out(defects, len(found), config.max_bad_fraction)
+    _check_languages(records, config.languages)
     _warn_of_untranslated(records)
     return records
 
@@ -171,15 +180,24 @@ def _question_problems(raw: RawRecord, languages: Sequence[str]) -> Iterator[str
     for language in languages:
         text = raw.questions.get(language)
         if text is None:
-            name = "English question" if language == "en" else f"question in '{language}'"
-            instead = "" if language == "en" else f", or take '{language}' out of data.languages"
-            yield f"no {name} (there is: {', '.join(map(str, raw.questions)) or 'none'}); add it{instead}"
+            if language == "en":
+                yield f"no English question (there is: {_listed(raw.questions)}); add it"
         elif not isinstance(text, str):
             yield f"the question in '{language}' is no text but {text!r:.40}; write one"
         elif not text.strip():
             yield f"the question in '{language}' is empty; write it"
         elif not _is_encodable(text):
             yield f"the question in '{language}' has half a surrogate pair, which is no character; remove it"
+    others = [language for language in languages if language != "en"]
+    if others and all(raw.questions.get(language) is None for language in others):
+        yield (
+            f"no question in {' or '.join(others)} (there is: {_listed(raw.questions)}); add one, or give "
+            "data.languages the codes that the record has"
+        )
+
+
+def _listed(questions: dict[Any, Any]) -> str:
+    return ", ".join(map(str, questions)) or "none"
 
 
 def _image_problems(image: Any) -> Iterator[str]:
@@ -201,6 +219,33 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _check_languages(records: Sequence[Record], languages: Sequence[str]) -> None:
+    """Doubtful: records that lack a language. Wrong: a language that none has, or no complete record."""
+    missing = Counter(code for record in records for code in languages if code not in record.questions)
+    absent = [code for code, count in missing.items() if count == len(records)]
+    if absent:
+        there = _listed({code: None for record in records for code in record.questions})
+        raise UserError(
+            f"data.languages: no record has a question in '{absent[0]}' (there is: {there}); add them to the "
+            f"files, or take '{absent[0]}' out"
+        )
+    if not missing:
+        return
+    lacking = [record for record in records if len(record.questions) < len(languages)]
+    counts = ", ".join(f"{code} {n}" for code, n in missing.items())
+    told = f"{len(lacking)} of {len(records)} records lack questions ({counts}), the first: " + "; ".join(
+        f"{record.where}, id {record.id!r}" for record in lacking[:3]
+    )
+    if len(lacking) == len(records):
+        raise UserError(
+            f"data.questions: {told}. Probing needs records with every language of data.languages"
+        )
+    log.warning(
+        "%s. They are trained on in the languages they have and not probed; add the questions to probe them.",
+        told,
+    )
 
 
 def _warn_of_untranslated(records: Sequence[Record]) -> None:

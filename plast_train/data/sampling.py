@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from plast_train.data.mixing import draw_epoch
 from plast_train.data.packing import balance_rows
+from plast_train.data.questions import Record, complete
 from plast_train.data.token_tree import TokenSequence, TokenTree, grow_tree, split_tree
 
 
@@ -38,9 +39,10 @@ def split_records(total: int, held_back: int, seed: int) -> tuple[list[int], lis
     return [i for i in range(total) if i not in held], sorted(held)
 
 
-def probe_records(total: int, wanted: int, seed: int) -> list[int]:
-    """The record numbers that are probed, ascending."""
-    return sorted(random.Random(f"probe {seed}").sample(range(total), min(wanted, total)))
+def probe_records(records: Sequence[Record], languages: Sequence[str], wanted: int, seed: int) -> list[int]:
+    """The numbers of the records that are probed, ascending; only complete ones are."""
+    numbers = complete(records, languages)
+    return sorted(random.Random(f"probe {seed}").sample(numbers, min(wanted, len(numbers))))
 
 
 def plan_training(

@@ -44,12 +44,13 @@ class Prompter:
     languages: tuple[str, ...]
 
     def probes(self, records: Sequence[Record], numbers: Iterable[int]) -> Iterator[list[TokenSequence]]:
-        """For each number that record's questions as they are, in every language, in the chat format up to
-        the turn that asks for the reply (arXiv 2508.18381)."""
+        """For each number that record's questions as they are, in every language it has, in the chat format
+        up to the turn that asks for the reply (arXiv 2508.18381)."""
         return self._tokenised(
             [
                 self._text(Key(number, k), "{question}", records[number], "", records[number].image)
-                for k in range(len(self.languages))
+                for k, language in enumerate(self.languages)
+                if language in records[number].questions
             ]
             for number in numbers
         )
@@ -58,7 +59,7 @@ class Prompter:
         self, records: Sequence[Record], numbers: Iterable[int], train: TrainConfig
     ) -> Iterator[list[TokenSequence]]:
         """For each number that record's training samples: the instruction with its question, in every
-        language but English; the reply is the English question."""
+        language it has but English; the reply is the English question."""
         return self._tokenised(
             [
                 self._text(
@@ -69,7 +70,7 @@ class Prompter:
                     records[number].image if train.image_in_training else None,
                 )
                 for k, language in enumerate(self.languages)
-                if language != "en"
+                if language != "en" and language in records[number].questions
             ]
             for number in numbers
         )
