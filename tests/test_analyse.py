@@ -89,6 +89,7 @@ def said(run: Path) -> str:
     return (run / "logs" / "rank-0.log").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_files(analysed: Path, overrides: list[str]) -> None:
     out = analyse_again(analysed, "two", overrides, 2, keep=False)
     names = sorted(str(p.relative_to(analysed)) for p in (analysed / "analysis").rglob("*") if p.is_file())
@@ -97,6 +98,7 @@ def test_two_ranks_make_the_same_files(analysed: Path, overrides: list[str]) -> 
         assert (out / name).read_bytes() == (analysed / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_partitioned_weights(analysed: Path, overrides: list[str]) -> None:
     """Under ZeRO-3 what needs whole weights is left out, and it is said; the others are equal."""
     out = analyse_again(analysed, "zero3", [*overrides, "train.deepspeed=zero3"], 2, keep=False)

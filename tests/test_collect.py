@@ -133,6 +133,7 @@ def question_tokens(tokenizer, prompt: str, question: str) -> int:
     return sum(a < start + len(question) and b > start for a, b in offsets)
 
 
+@pytest.mark.slow
 def test_a_stopped_collection_goes_on_from_its_parts(
     tiny_folder: Path, questions: Path, statistics: Path, tmp_path: Path
 ) -> None:

@@ -345,6 +345,7 @@ def test_sound_machines_are_fit(tmp_path: Path) -> None:
     assert not (tmp_path / "RUN").exists()
 
 
+@pytest.mark.slow
 def test_each_bad_machine_of_three_is_named(tmp_path: Path) -> None:
     for package in ("launcher", "plast_train", "ds_configs"):
         shutil.copytree(ROOT / package, tmp_path / "copy" / package)

@@ -380,6 +380,7 @@ def test_prompts_are_checked_before_ranks_start(lvlm: Lvlm, benchmarks: list[Ben
         check_prompts([replace(benchmarks[0], items=[item])], prompter, 2048, 16)
 
 
+@pytest.mark.slow
 def test_partitioned_weights_on_two_ranks(
     folder: Path,
     lvlm: Lvlm,

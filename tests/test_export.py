@@ -22,6 +22,7 @@ from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.lvlm.loading import describe_base
 from plast_train.lvlm.weights import disk_tensors
 from plast_train.run_folder import RunFolder
+from plast_train.training import checkpoint_files
 from plast_train.training import export as exporting
 from plast_train.training.checkpoints import Identity, Snapshot, write
 from plast_train.training.export import check_export, export, write_export
@@ -314,7 +315,8 @@ def test_stage_refuses_a_checkpoint_of_another_base(context):
     assert not context.run.export.exists()
 
 
-def test_stage_refuses_a_torn_checkpoint(context):
+def test_stage_refuses_a_torn_checkpoint(context, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0)
     shard = next(context.run.checkpoints.glob("*/shard-*"))
     shard.write_bytes(shard.read_bytes()[:-4])
     with pytest.raises(UserError, match="step-00000007"):

@@ -131,6 +131,7 @@ def furthest(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a - b).abs() / b.abs()).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("method", LAYERS)
 def test_losses_are_those_of_plain_torch(
@@ -141,6 +142,7 @@ def test_losses_are_those_of_plain_torch(
     assert furthest(found, plain[method][0]) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LAYERS)
 def test_a_resumed_run_ends_with_the_same_bits(runs: SimpleNamespace, method: str) -> None:
     once, again = (
@@ -175,6 +177,7 @@ def inputs(lvlm: Lvlm) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor([ids])}
 
 
+@pytest.mark.slow
 def test_lora_export_is_the_base_with_the_adapters_merged(
     runs: SimpleNamespace, plain: dict[str, Any]
 ) -> None:
@@ -208,6 +211,7 @@ def test_lora_export_is_the_base_with_the_adapters_merged(
     torch.testing.assert_close(ours, adapted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_full_export_differs_from_the_base_in_all_but_the_vision_tower(runs: SimpleNamespace) -> None:
     folder = exported(runs.full2, runs.base)
     trained = checkpoints.load_masters(runs.full2 / "checkpoints" / step_name(STEPS))
@@ -220,6 +224,7 @@ def test_full_export_differs_from_the_base_in_all_but_the_vision_tower(runs: Sim
     assert all(torch.equal(after[name], trained[name]) for name in trained)
 
 
+@pytest.mark.slow
 def test_frozen_tensors_are_unchanged_and_shares_recorded(runs: SimpleNamespace) -> None:
     proofs = {
         name: json.loads((getattr(runs, name) / "freezing.json").read_text()) for name in ("lora2", "full3")
@@ -231,11 +236,13 @@ def test_frozen_tensors_are_unchanged_and_shares_recorded(runs: SimpleNamespace)
     assert "LoRA adapters of rank 4 on layers [0, 2] (all)" in runs.terminal
 
 
+@pytest.mark.slow
 def test_full_with_samples_without_image_leaves_the_projector(runs: SimpleNamespace) -> None:
     trained = json.loads((runs.mixed / "freezing.json").read_text())["trained_tensors"]
     assert not any("projector" in name for name in trained) and "lm_head.weight" in trained
 
 
+@pytest.mark.slow
 def test_adapters_begin_as_the_base_and_leave_it_as_it_was(runs: SimpleNamespace) -> None:
     lvlm = load(runs.base)
     model: Any = lvlm.model
@@ -271,6 +278,7 @@ def test_contradicting_options_are_refused(train: dict[str, Any], message: str) 
         Config.model_validate(tree)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_the_adapters_alone(runs: SimpleNamespace) -> None:
     shards = (runs.lora3 / "checkpoints" / step_name(STEPS)).glob("*.safetensors")
     keys = {key for shard in shards for key in load_file(shard)}

@@ -143,6 +143,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(base=base, one=one, two=two, config=config)
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_the_number_of_ranks(runs: SimpleNamespace) -> None:
     digests = [
         json.loads((run / "checkpoints" / "step-00000006" / "manifest.json").read_text())["settings"]["data"]
@@ -154,6 +155,7 @@ def test_samples_do_not_depend_on_the_number_of_ranks(runs: SimpleNamespace) -> 
     assert float((losses(runs.one) - losses(runs.two)).abs().max()) < 1e-3
 
 
+@pytest.mark.slow
 def test_difficulty_is_the_base_models_loss(runs: SimpleNamespace) -> None:
     lvlm = load_lvlm(
         describe_base(runs.base), ModelConfig(path=str(runs.base), dtype="float32"), torch.device("cpu"), None
