@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from recompute_scores import RULES, recompute
 
+from launcher.model_table import model_table
 from launcher.table import benchmark_table
 from plast_train.evaluation.answering import Answer, record_of
 from plast_train.evaluation.benchmarks import Benchmark, read_benchmark, read_benchmarks
@@ -119,12 +120,29 @@ def test_comparisons_file(evaluation: Path) -> None:
 def test_the_table_shows_interval_and_p_in_100_columns(evaluation: Path) -> None:
     results = json.loads((evaluation / "results.json").read_text())
     compared = json.loads((evaluation / "comparisons.json").read_text())
-    table = benchmark_table("mmmb_style", results["mmmb_style"], "vlmevalkit2026", compared["mmmb_style"])
-    assert max(map(len, table.splitlines())) <= 100
-    line = next(line for line in table.splitlines() if line.startswith("pt")).split()
-    own = compared["mmmb_style"]["pt"]["generated"]
-    assert line[3:6] == [f"{100 * own[key]:+.1f}" for key in ("change", "low", "high")]
-    assert float(line[6]) == pytest.approx(own["p_holm"], abs=5e-4)
+    shown = benchmark_table("mmmb_style", results["mmmb_style"], "vlmevalkit2026", compared["mmmb_style"])
+    assert max(map(len, shown.splitlines())) <= 100
+    rows, pairs = shown.split("\n\n")
+    assert "in % of rows" in rows and "in % of questions, a yes/no pair as one" in pairs
+    portuguese = compared["mmmb_style"]["pt"]
+    for table, own in ((rows, portuguese["generated"]), (pairs, portuguese["pairs"]["generated"])):
+        line = next(line for line in table.splitlines() if line.startswith("pt")).split()
+        assert line[3:6] == [f"{100 * own[key]:+.1f}" for key in ("change", "low", "high")]
+        assert float(line[6]) == pytest.approx(own["p_holm"], abs=5e-4)
+
+
+def test_the_table_of_one_model_shows_rows_and_pairs(evaluation: Path) -> None:
+    results = json.loads((evaluation / "results.json").read_text())
+    lines = model_table("mmmb_style", results["mmmb_style"], "plast", RULES[0]).splitlines()
+    assert lines[1].split()[-3:] == ["pairs", "and", "logits"]
+    own = results["mmmb_style"]["pt"]["plast"]
+    line = next(line for line in lines if line.startswith("pt")).split()
+    assert line[2] == f"{100 * own['generated'][RULES[0]]:.1f}"
+    assert line[-2:] == [
+        f"{100 * x:.1f}" for x in (own["pairs"]["generated"][RULES[0]], own["pairs"]["option_logits"])
+    ]
+    circular = model_table("mmbench_style", results["mmbench_style"], "plast", RULES[0])
+    assert "circular" in circular and "pairs" not in circular
 
 
 def record(index: int, right: bool, logits_right: bool, **fields: Any) -> dict[str, Any]:

@@ -103,8 +103,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
             "pt": {"n": 40, "base": scores(0.4), "plast": scores(0.6, no_match=0.2)},
             "en": {"n": 40, "base": scores(0.9), "plast": scores(0.8)},
         },
+        "pairs & more": {x: {"n": 40, "base": scores(0.4), "plast": scores(0.6)} for x in ("pt", "en")},
     }
-    compared = {NASTY: {"en": comparison(-1), "pt": comparison(1), MEAN: comparison(1)}}
+    for cell in results["pairs & more"].values():
+        for own in (cell["base"], cell["plast"]):
+            own["pairs"] = own.pop("circular")
+    pairs = {label: comparison(1) | {"pairs": comparison(-1)} for label in ("en", "pt", MEAN)}
+    compared = {
+        "pairs & more": pairs,
+        NASTY: {"en": comparison(-1), "pt": comparison(1), MEAN: comparison(1)},
+    }
     answers = {
         "en": [(0, "A", "B", NASTY), (2, "A", "A", "Which one stays right?")],
         "ar": [(0, "B", "A", ARABIC), (1, "A", None, f"{ARABIC} {NASTY}")],
@@ -210,6 +218,14 @@ def test_accuracies_with_intervals_and_p_stand_in_the_tables(run, page):
     circular = read_csv(run, f"accuracy-{SAFE}")
     assert circular[2][:5] == ["pt", "10", "10.0", "15.0", "+5.0"]
     assert rows[1:] in [table[2:] for table in page.tables]
+
+
+def test_pairs_stand_beside_the_rows(run, page):
+    rows, pairs = (read_csv(run, f"accuracy-pairs___more{way}") for way in ("", "-pairs"))
+    assert rows[2][:7] == ["pt", "40", "40.0", "60.0", "+20.0", "+5.0", "+15.0"]
+    assert pairs[2][:7] == ["pt", "10", "10.0", "15.0", "+5.0", "-15.0", "-5.0"]
+    assert pairs[1:] in [table[2:] for table in page.tables]
+    assert "pairs & more, accuracy in % of questions, a yes/no pair as one" in page.text
 
 
 def test_where_nothing_was_compared_there_are_no_intervals(run):

@@ -12,14 +12,17 @@ from plast_train.analysis.report_plots import plot_accuracies
 from plast_train.analysis.report_tables import NOTHING, Table, file_name, publish_table
 from plast_train.evaluation.accuracies import (
     BASE,
+    COUNTED,
     MEAN,
     TRAINED,
     Accuracies,
     accuracies,
-    is_circular,
+    compared_by,
+    counted,
     percent,
     points,
     rule_of,
+    ways_of,
 )
 from plast_train.run_folder import RunFolder, read_json
 
@@ -46,22 +49,16 @@ class Result:
     @property
     def ways(self) -> tuple[str, ...]:
         """How questions are counted, the one that the benchmark asks for first."""
-        return ("circular", "rows") if is_circular(self.cells) else ("rows",)
+        return ways_of(self.cells)
 
     def accuracies(self, way: str | None = None) -> dict[str, Accuracies]:
-        return accuracies(self.cells, self.rule, (way or self.ways[0]) == "circular")
+        return accuracies(self.cells, self.rule, way or self.ways[0])
 
     def comparison(self, label: str, score: str, way: str | None = None) -> Comparison | None:
-        found = self.compared.get(label, {})
-        if (way or self.ways[0]) == "circular":
-            found = found.get("circular", {})
-        return found.get(score)
+        return compared_by(self.compared.get(label, {}), way or self.ways[0]).get(score)
 
     def count(self, language: str, way: str) -> str:
-        if language not in self.cells:
-            return ""
-        base = self.cells[language][BASE]
-        return str(base["circular"]["n"] if way == "circular" else base["n"])
+        return str(counted(self.cells[language][BASE], way)["n"]) if language in self.cells else ""
 
 
 def read_results(run: RunFolder, matching: str) -> list[Result]:
@@ -92,7 +89,6 @@ def _benchmark(result: Result, run: RunFolder) -> str:
 
 
 def _accuracy_table(result: Result, way: str) -> Table:
-    counted = "questions that are right in every order of their options" if way == "circular" else "rows"
     rows = []
     for label, (before, after, logits_before, logits_after) in result.accuracies(way).items():
         row = [label, result.count(label, way)]
@@ -103,7 +99,8 @@ def _accuracy_table(result: Result, way: str) -> Table:
     head = ["language", "n", *["base", "trained", "change", "95 % from", "to", "p"] * 2]
     return Table(
         f"accuracy-{file_name(result.name)}" + ("" if way == result.ways[0] else f"-{way}"),
-        f"{result.name}, accuracy in % of {counted}; generated answers matched by the rule {result.rule}.",
+        f"{result.name}, accuracy in % of {COUNTED[way]}; generated answers matched by the rule "
+        f"{result.rule}.",
         head,
         rows,
         [("", 2), ("generated answers", 6), ("option logits", 6)],
