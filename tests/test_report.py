@@ -14,7 +14,7 @@ from plast_train.config import Config, dump_config
 from plast_train.evaluation.accuracies import MEAN
 from plast_train.run_folder import RunFolder
 
-RULE = "parrot2024"
+RULE, OTHER = "parrot2024", "vlmevalkit2026"
 NASTY = "<script>alert('&')</script>"
 SAFE = "".join(c if c.isalnum() else "_" for c in NASTY)
 COLUMNS = ["base", "trained", "change", "95 % from", "to", "p"]
@@ -24,15 +24,21 @@ ARABIC = "ما لون القطة؟"
 
 
 def scores(accuracy: float, no_match: float = 0.0) -> dict:
+    """Under the other rule a tenth of the replies are wrong that match nothing under it."""
     return {
         "n": 40,
-        "generated": {RULE: accuracy},
+        "generated": {RULE: accuracy, OTHER: accuracy - no_match / 10},
         "option_logits": accuracy / 2,
-        "no_match": {RULE: no_match},
+        "no_match": {RULE: no_match, OTHER: no_match},
         "empty": 0.0,
         "translations": no_match,
         "reply_languages": {"und": 0.5, "pt": 0.4, "en": 0.1},
-        "circular": {"n": 10, "generated": {RULE: accuracy / 4}, "option_logits": accuracy / 8},
+        "circular": {
+            "n": 10,
+            "generated": {RULE: accuracy / 4, OTHER: accuracy / 4},
+            "option_logits": accuracy / 8,
+        },
+        "categories": {},
     }
 
 
@@ -108,6 +114,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     for cell in results["pairs & more"].values():
         for own in (cell["base"], cell["plast"]):
             own["pairs"] = own.pop("circular")
+    for language, names in (("en", (NASTY, "shape", "")), ("ar", (NASTY, "shape"))):
+        cell = results["colours"][language]
+        cell["base"]["categories"] = {name: scores(0.8) for name in names}
+        cell["plast"]["categories"] = {name: scores(0.8 if name else 0.4) for name in names}
+    results["colours"]["ar"]["plast"]["categories"][NASTY] = scores(1.0)
     pairs = {label: comparison(1) | {"pairs": comparison(-1)} for label in ("en", "pt", MEAN)}
     compared = {
         "pairs & more": pairs,
@@ -226,6 +237,23 @@ def test_pairs_stand_beside_the_rows(run, page):
     assert pairs[2][:7] == ["pt", "10", "10.0", "15.0", "+5.0", "-15.0", "-5.0"]
     assert pairs[1:] in [table[2:] for table in page.tables]
     assert "pairs & more, accuracy in % of questions, a yes/no pair as one" in page.text
+
+
+def test_accuracy_by_category_in_the_page_and_in_every_language_in_the_csv(run, page):
+    (table,) = [table for table in page.tables if table[1][:2] == ["category", "n"]]  # of one benchmark
+    assert table[0] == ["", "en", MEAN]
+    assert table[2:] == [
+        ["(none)", "10", "20.0", "10.0", "-10.0", "–", "–", "–"],
+        [NASTY, "10", "20.0", "20.0", "+0.0", "20.0", "25.0", "+5.0"],
+        ["shape", "10", "20.0", "20.0", "+0.0", "20.0", "20.0", "+0.0"],
+    ]
+    assert "colours, accuracy by category in % of questions right in every order" in page.text
+    rows = read_csv(run, "categories-colours")
+    assert rows[0][5:8] == ["ar: base", "ar: trained", "ar: change"]
+    assert rows[2] == [NASTY, "10", *["20.0", "20.0", "+0.0"], *["20.0", "25.0", "+5.0"] * 2]
+    latex = (run.report / "categories-colours.tex").read_text()
+    assert r"\multicolumn{3}{c}{en} & \multicolumn{3}{c}{mean of the others}" in latex
+    assert not (run.report / f"categories-{SAFE}.csv").exists()  # has no categories
 
 
 def test_where_nothing_was_compared_there_are_no_intervals(run):
