@@ -256,6 +256,16 @@ def test_accuracy_by_category_in_the_page_and_in_every_language_in_the_csv(run, 
     assert not (run.report / f"categories-{SAFE}.csv").exists()  # has no categories
 
 
+def test_both_matching_rules_where_they_differ(run, page):
+    rows = read_csv(run, f"matching-{SAFE}")
+    assert rows[0][1:5] == [f"{RULE}: base", f"{RULE}: trained", f"{RULE}: change", f"{OTHER}: base"]
+    assert rows[2] == ["pt", "40.0", "60.0", "+20.0", "40.0", "58.0", "+18.0"]
+    assert rows[1:] in [table[2:] for table in page.tables]
+    agreeing = f"Both matching rules ({RULE} and {OTHER}) give the same accuracies"
+    assert page.text.count(agreeing) == 2  # of the other two benchmarks
+    assert (run.report / "matching-colours.csv").exists()
+
+
 def test_where_nothing_was_compared_there_are_no_intervals(run):
     assert read_csv(run, "accuracy-colours-rows")[1] == [
         "en",

@@ -10,6 +10,7 @@ from typing import Any
 from plast_train.analysis.html_page import Section, figure, heading, paragraph
 from plast_train.analysis.report_categories import categories_part
 from plast_train.analysis.report_plots import plot_accuracies
+from plast_train.analysis.report_rules import rules_part
 from plast_train.analysis.report_tables import NOTHING, Table, file_name, publish_table
 from plast_train.evaluation.accuracies import (
     BASE,
@@ -85,7 +86,7 @@ def _benchmark(result: Result, run: RunFolder) -> str:
     caption = f"{result.name}: accuracy before and after training, and the change with its 95 % interval."
     parts = [heading(result.name), figure(run.report / f"accuracy-{stem}.svg", caption, wide=True)]
     parts += [publish_table(_accuracy_table(result, way), run.report) for way in result.ways]
-    parts += [categories_part(result, run), _replies(result, run)]
+    parts += [categories_part(result, run), rules_part(result, run), _replies(result, run)]
     return "".join(parts)
 
 
