@@ -60,7 +60,7 @@ def one_run(arguments: argparse.Namespace, strategy: str, seed: int) -> list[flo
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     layers = json.loads((out / "selection.json").read_text())["selected_layers"]
     results = json.loads((out / "evaluation" / "results.json").read_text())
-    translated, english = (accuracies(results[name], RULE, circular=False) for name in BENCHMARKS)
+    translated, english = (accuracies(results[name], RULE) for name in BENCHMARKS)
     pairs = [translated[ENGLISH][:2], translated[MEAN][:2], english[MEAN][:2]]
     told = " ".join(_change(*pair) for pair in pairs)
     print(f"{strategy + ' ' + str(layers):28} {seed:4} {told}", flush=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from plast_train.evaluation.accuracies import ENGLISH, MEAN, headline_rule, percent
+from plast_train.evaluation.accuracies import ENGLISH, MEAN, counted, headline_rule, percent, ways_of
 from plast_train.run_folder import RunFolder, read_json
 
-COLUMNS = ("generated", "logits", "no match", "empty", "repeats", "circular", "and logits")
+COLUMNS = ("generated", "logits", "no match", "empty", "repeats")
 EXPLAINED = (
     "In % of rows. generated: answers right; logits: right by the option letters' logits; no match: replies\n"
     "that name no option; empty: no reply; repeats: replies that repeat or translate the question instead\n"
-    "of answering. circular: in % of questions, right in every order of their options."
+    "of answering. circular: in % of questions, right in every order of their options; pairs: in % of\n"
+    "questions, a yes/no pair as one that is right if both are."
 )
 
 
@@ -27,34 +28,34 @@ def model_tables(run: RunFolder, model: str, rule: str) -> list[str]:
 def model_table(name: str, cells: Mapping[str, Any], model: str, rule: str) -> str:
     """One line a language, English first, and the mean of the others; `cells` is one benchmark of
     `evaluation/results.json`."""
+    together = [way for way in ways_of(cells, model) if way != "rows"]
+    columns = [*COLUMNS, *(column for way in together for column in (way, "and logits"))]
     rows = {
-        language: [float(cells[language]["n"]), *_numbers(cells[language][model], rule)]
+        language: [float(cells[language]["n"]), *_numbers(cells[language][model], rule, together)]
         for language in sorted(cells, key=lambda language: (language != ENGLISH, language))
     }
     others = [row for language, row in rows.items() if language != ENGLISH]
     if others:
         rows[MEAN] = [math.nan, *(fmean(column) for column in list(zip(*others, strict=True))[1:])]
     width = max(map(len, ["language", *rows]))
-    circular = any(not math.isnan(row[-2]) for row in rows.values())
-    columns = COLUMNS if circular else COLUMNS[:-2]
     lines = [f"{name}: {model}", f"{'language':{width}}{'rows':>6}" + "".join(f"{c:>11}" for c in columns)]
     for label, (count, *shown) in rows.items():
-        cells_of_row = "".join(f"{percent(value):>11}" for value in shown[: len(columns)])
+        cells_of_row = "".join(f"{percent(value):>11}" for value in shown)
         lines.append(f"{label:{width}}{'' if math.isnan(count) else int(count):>6}{cells_of_row}")
     return "\n".join(lines)
 
 
-def _numbers(scores: Mapping[str, Any], rule: str) -> list[float]:
-    """In the order of COLUMNS; NaN where there is no such score."""
+def _numbers(scores: Mapping[str, Any], rule: str, together: Sequence[str]) -> list[float]:
+    """In the order of the columns; NaN where there is no such score."""
     rule = headline_rule(scores["generated"], rule)
-    circular = scores.get("circular")
     found = [
         scores["generated"][rule],
         scores["option_logits"],
         scores["no_match"][rule],
         scores["empty"],
         scores["translations"],
-        circular and circular["generated"][rule],
-        circular and circular["option_logits"],
     ]
+    for way in together:
+        own = counted(scores, way)
+        found += [own["generated"][rule], own["option_logits"]]
     return [math.nan if value is None else value for value in found]

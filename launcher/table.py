@@ -7,7 +7,15 @@ from typing import Any
 
 import yaml
 
-from plast_train.evaluation.accuracies import accuracies, is_circular, percent, points, rule_of
+from plast_train.evaluation.accuracies import (
+    COUNTED,
+    accuracies,
+    compared_by,
+    percent,
+    points,
+    rule_of,
+    ways_of,
+)
 from plast_train.run_folder import RunFolder, read_json
 
 _EXPLAINED = (
@@ -47,26 +55,30 @@ def benchmark_tables(run: RunFolder, rule: str) -> list[str]:
 def benchmark_table(
     name: str, cells: Mapping[str, Any], rule: str, compared: Mapping[str, Any] | None = None
 ) -> str:
-    """One line a language, and the mean of those that are not English; at most 100 columns wide.
+    """One line a language, and the mean of those that are not English; at most 100 columns wide. Where there
+    are yes/no pairs, the same again with each pair counted as one.
 
     `cells` is one benchmark of `evaluation/results.json`: language → `n` and each model's scores; `compared`
     the same one of `comparisons.json`. Where the benchmark is circular, a question counts only if all its
     rows are answered right.
     """
-    circular = is_circular(cells)
-    rows = accuracies(cells, rule_of(cells, rule), circular)
+    first, *others = ways_of(cells)
+    ways = [first, *(way for way in others if way == "pairs")]
+    return "\n\n".join(_table(name, cells, rule, compared or {}, way) for way in ways)
+
+
+def _table(name: str, cells: Mapping[str, Any], rule: str, compared: Mapping[str, Any], way: str) -> str:
+    rows = accuracies(cells, rule_of(cells, rule), way)
     width = max(map(len, ["language", *rows]))
-    counted = "questions right in every order of options" if circular else "rows"
     columns = "before after change" + ("         95 %     p" if compared else "")
     lines = [
-        f"{name}: accuracy in % of {counted}, base model and trained model",
+        f"{name}: accuracy in % of {COUNTED[way]}, base model and trained model",
         f"{'':{width}} {'generated answers':>{len(columns)}}  {'option logits':>{len(columns)}}",
         f"{'language':{width}} {columns}  {columns}",
     ]
     formatting = []
     for label, row in rows.items():
-        comparison = (compared or {}).get(label, {})
-        shown = comparison.get("circular", comparison) if circular else comparison
+        shown = compared_by(compared.get(label, {}), way)
         left = _numbers(row[:2], shown.get("generated"))
         right = _numbers(row[2:], shown.get("option_logits"))
         lines.append(f"{label:{width}} {left}  {right}".rstrip())

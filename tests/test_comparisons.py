@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from recompute_scores import RULES, recompute
 
+from launcher.model_table import model_table
 from launcher.table import benchmark_table
 from plast_train.evaluation.answering import Answer, record_of
 from plast_train.evaluation.benchmarks import Benchmark, read_benchmark, read_benchmarks
@@ -40,10 +41,11 @@ def made_up(benchmark: Benchmark, model: str, skill: float, seed: int) -> list[d
 def evaluation(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
     benchmarks = [read_benchmark(shared / "data" / "benchmarks" / name) for name in FILES]
-    # Rows 3 and 1 become a yes/no pair about one image.
-    items = benchmarks[0].items
-    pair = {1: replace(items[1], pair=1), 3: replace(items[3], pair=1)}
-    benchmarks[0] = replace(benchmarks[0], items=[pair.get(i, item) for i, item in enumerate(items)])
+    # Rows 3 and 1, and 6 and 4, become yes/no pairs, in English and Portuguese.
+    pairs = {1: 1, 3: 1, 4: 4, 6: 4}
+    for at in (0, 1):
+        items = [replace(item, pair=pairs.get(i)) for i, item in enumerate(benchmarks[at].items)]
+        benchmarks[at] = replace(benchmarks[at], items=items)
     for model, skill in (("base", 0.4), ("plast", 0.8)):
         open_parts(folder / "parts" / model, {}, {})
         for number, benchmark in enumerate(benchmarks):
@@ -69,16 +71,33 @@ def test_an_independent_script_finds_the_same(evaluation: Path) -> None:
                 for way, one in own.items():
                     assert {**one["generated"], "option_logits": one["option_logits"]} == expected[way]
                     seen += 1
-            comparison, p = cell["comparison"], found[benchmark][language]["p"]
-            assert comparison["rule"] == "vlmevalkit2026"
-            assert comparison["generated"]["p"] == pytest.approx(p["vlmevalkit2026"])
-            assert comparison["option_logits"]["p"] == pytest.approx(p["option_logits"])
-            change = (
-                cell["plast"]["generated"]["vlmevalkit2026"] - cell["base"]["generated"]["vlmevalkit2026"]
-            )
-            assert comparison["generated"]["change"] == pytest.approx(change)
+            assert cell["comparison"]["rule"] == "vlmevalkit2026"
+            for way, p in found[benchmark][language]["p"].items():
+                own = cell["comparison"] if way == "rows" else cell["comparison"][way]
+                before, after = (found[benchmark][language][model][way] for model in ("base", "plast"))
+                for name, score in (("generated", "vlmevalkit2026"), ("option_logits", "option_logits")):
+                    assert own[name]["p"] == pytest.approx(p[score])
+                    assert own[name]["change"] == pytest.approx(after[score] - before[score])
     assert seen > 60 and set(RULES) == set(results["mmmb_style"]["en"]["base"]["generated"])
-    assert results["mmmb_style"]["en"]["base"]["pairs"]["n"] == 11
+    assert results["mmmb_style"]["en"]["base"]["pairs"]["n"] == 10
+
+
+def test_pairs_have_intervals_and_p_and_a_language_without_any_counts_rows(evaluation: Path) -> None:
+    compared = json.loads((evaluation / "comparisons.json").read_text())["mmmb_style"]
+    for label, own in compared.items():
+        for score in ("generated", "option_logits"):
+            pairs = own["pairs"][score]
+            assert pairs["low"] <= pairs["change"] <= pairs["high"] and 0 < pairs["p"] <= 1
+            assert ("p_holm" in pairs) == (label != "mean of the others")
+    for key in ("change", "low", "high", "p"):
+        assert compared["zh"]["pairs"]["generated"][key] == compared["zh"]["generated"][key]
+
+
+def test_a_pair_counts_as_one_that_is_right_if_both_are() -> None:
+    base = [record(i, i % 2 == 0, True, pair=i // 2) for i in range(8)]
+    after = [record(i, i < 6, True, pair=i // 2) for i in range(8)]
+    found = compare({"pt": base}, {"pt": after})["pt"]["pairs"]["generated"]
+    assert (found["change"], found["only_base"], found["only_trained"], found["p"]) == (0.75, 0, 3, 0.25)
 
 
 def test_comparisons_file(evaluation: Path) -> None:
@@ -95,17 +114,35 @@ def test_comparisons_file(evaluation: Path) -> None:
         )
         assert mean["low"] <= mean["change"] <= mean["high"]
         assert ("circular" in languages["en"]) == (name == "mmbench_style")
+        assert ("pairs" in languages["en"]) == (name == "mmmb_style")
 
 
 def test_the_table_shows_interval_and_p_in_100_columns(evaluation: Path) -> None:
     results = json.loads((evaluation / "results.json").read_text())
     compared = json.loads((evaluation / "comparisons.json").read_text())
-    table = benchmark_table("mmmb_style", results["mmmb_style"], "vlmevalkit2026", compared["mmmb_style"])
-    assert max(map(len, table.splitlines())) <= 100
-    line = next(line for line in table.splitlines() if line.startswith("pt")).split()
-    own = compared["mmmb_style"]["pt"]["generated"]
-    assert line[3:6] == [f"{100 * own[key]:+.1f}" for key in ("change", "low", "high")]
-    assert float(line[6]) == pytest.approx(own["p_holm"], abs=5e-4)
+    shown = benchmark_table("mmmb_style", results["mmmb_style"], "vlmevalkit2026", compared["mmmb_style"])
+    assert max(map(len, shown.splitlines())) <= 100
+    rows, pairs = shown.split("\n\n")
+    assert "in % of rows" in rows and "in % of questions, a yes/no pair as one" in pairs
+    portuguese = compared["mmmb_style"]["pt"]
+    for table, own in ((rows, portuguese["generated"]), (pairs, portuguese["pairs"]["generated"])):
+        line = next(line for line in table.splitlines() if line.startswith("pt")).split()
+        assert line[3:6] == [f"{100 * own[key]:+.1f}" for key in ("change", "low", "high")]
+        assert float(line[6]) == pytest.approx(own["p_holm"], abs=5e-4)
+
+
+def test_the_table_of_one_model_shows_rows_and_pairs(evaluation: Path) -> None:
+    results = json.loads((evaluation / "results.json").read_text())
+    lines = model_table("mmmb_style", results["mmmb_style"], "plast", RULES[0]).splitlines()
+    assert lines[1].split()[-3:] == ["pairs", "and", "logits"]
+    own = results["mmmb_style"]["pt"]["plast"]
+    line = next(line for line in lines if line.startswith("pt")).split()
+    assert line[2] == f"{100 * own['generated'][RULES[0]]:.1f}"
+    assert line[-2:] == [
+        f"{100 * x:.1f}" for x in (own["pairs"]["generated"][RULES[0]], own["pairs"]["option_logits"])
+    ]
+    circular = model_table("mmbench_style", results["mmbench_style"], "plast", RULES[0])
+    assert "circular" in circular and "pairs" not in circular
 
 
 def record(index: int, right: bool, logits_right: bool, **fields: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from plast_train.config import Config, dump_config
 from plast_train.evaluation.accuracies import MEAN
 from plast_train.run_folder import RunFolder
 
-RULE = "parrot2024"
+RULE, OTHER = "parrot2024", "vlmevalkit2026"
 NASTY = "<script>alert('&')</script>"
 SAFE = "".join(c if c.isalnum() else "_" for c in NASTY)
 COLUMNS = ["base", "trained", "change", "95 % from", "to", "p"]
@@ -24,15 +24,21 @@ ARABIC = "ما لون القطة؟"
 
 
 def scores(accuracy: float, no_match: float = 0.0) -> dict:
+    """Under the other rule a tenth of the replies are wrong that match nothing under it."""
     return {
         "n": 40,
-        "generated": {RULE: accuracy},
+        "generated": {RULE: accuracy, OTHER: accuracy - no_match / 10},
         "option_logits": accuracy / 2,
-        "no_match": {RULE: no_match},
+        "no_match": {RULE: no_match, OTHER: no_match},
         "empty": 0.0,
         "translations": no_match,
         "reply_languages": {"und": 0.5, "pt": 0.4, "en": 0.1},
-        "circular": {"n": 10, "generated": {RULE: accuracy / 4}, "option_logits": accuracy / 8},
+        "circular": {
+            "n": 10,
+            "generated": {RULE: accuracy / 4, OTHER: accuracy / 4},
+            "option_logits": accuracy / 8,
+        },
+        "categories": {},
     }
 
 
@@ -103,8 +109,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
             "pt": {"n": 40, "base": scores(0.4), "plast": scores(0.6, no_match=0.2)},
             "en": {"n": 40, "base": scores(0.9), "plast": scores(0.8)},
         },
+        "pairs & more": {x: {"n": 40, "base": scores(0.4), "plast": scores(0.6)} for x in ("pt", "en")},
     }
-    compared = {NASTY: {"en": comparison(-1), "pt": comparison(1), MEAN: comparison(1)}}
+    for cell in results["pairs & more"].values():
+        for own in (cell["base"], cell["plast"]):
+            own["pairs"] = own.pop("circular")
+    for language, names in (("en", (NASTY, "shape", "")), ("ar", (NASTY, "shape"))):
+        cell = results["colours"][language]
+        cell["base"]["categories"] = {name: scores(0.8) for name in names}
+        cell["plast"]["categories"] = {name: scores(0.8 if name else 0.4) for name in names}
+    results["colours"]["ar"]["plast"]["categories"][NASTY] = scores(1.0)
+    pairs = {label: comparison(1) | {"pairs": comparison(-1)} for label in ("en", "pt", MEAN)}
+    compared = {
+        "pairs & more": pairs,
+        NASTY: {"en": comparison(-1), "pt": comparison(1), MEAN: comparison(1)},
+    }
     answers = {
         "en": [(0, "A", "B", NASTY), (2, "A", "A", "Which one stays right?")],
         "ar": [(0, "B", "A", ARABIC), (1, "A", None, f"{ARABIC} {NASTY}")],
@@ -210,6 +229,41 @@ def test_accuracies_with_intervals_and_p_stand_in_the_tables(run, page):
     circular = read_csv(run, f"accuracy-{SAFE}")
     assert circular[2][:5] == ["pt", "10", "10.0", "15.0", "+5.0"]
     assert rows[1:] in [table[2:] for table in page.tables]
+
+
+def test_pairs_stand_beside_the_rows(run, page):
+    rows, pairs = (read_csv(run, f"accuracy-pairs___more{way}") for way in ("", "-pairs"))
+    assert rows[2][:7] == ["pt", "40", "40.0", "60.0", "+20.0", "+5.0", "+15.0"]
+    assert pairs[2][:7] == ["pt", "10", "10.0", "15.0", "+5.0", "-15.0", "-5.0"]
+    assert pairs[1:] in [table[2:] for table in page.tables]
+    assert "pairs & more, accuracy in % of questions, a yes/no pair as one" in page.text
+
+
+def test_accuracy_by_category_in_the_page_and_in_every_language_in_the_csv(run, page):
+    (table,) = [table for table in page.tables if table[1][:2] == ["category", "n"]]  # of one benchmark
+    assert table[0] == ["", "en", MEAN]
+    assert table[2:] == [
+        ["(none)", "10", "20.0", "10.0", "-10.0", "–", "–", "–"],
+        [NASTY, "10", "20.0", "20.0", "+0.0", "20.0", "25.0", "+5.0"],
+        ["shape", "10", "20.0", "20.0", "+0.0", "20.0", "20.0", "+0.0"],
+    ]
+    assert "colours, accuracy by category in % of questions right in every order" in page.text
+    rows = read_csv(run, "categories-colours")
+    assert rows[0][5:8] == ["ar: base", "ar: trained", "ar: change"]
+    assert rows[2] == [NASTY, "10", *["20.0", "20.0", "+0.0"], *["20.0", "25.0", "+5.0"] * 2]
+    latex = (run.report / "categories-colours.tex").read_text()
+    assert r"\multicolumn{3}{c}{en} & \multicolumn{3}{c}{mean of the others}" in latex
+    assert not (run.report / f"categories-{SAFE}.csv").exists()  # has no categories
+
+
+def test_both_matching_rules_where_they_differ(run, page):
+    rows = read_csv(run, f"matching-{SAFE}")
+    assert rows[0][1:5] == [f"{RULE}: base", f"{RULE}: trained", f"{RULE}: change", f"{OTHER}: base"]
+    assert rows[2] == ["pt", "40.0", "60.0", "+20.0", "40.0", "58.0", "+18.0"]
+    assert rows[1:] in [table[2:] for table in page.tables]
+    agreeing = f"Both matching rules ({RULE} and {OTHER}) give the same accuracies"
+    assert page.text.count(agreeing) == 2  # of the other two benchmarks
+    assert (run.report / "matching-colours.csv").exists()
 
 
 def test_where_nothing_was_compared_there_are_no_intervals(run):

@@ -8,18 +8,23 @@ from html import escape
 from typing import Any
 
 from plast_train.analysis.html_page import Section, figure, heading, paragraph
+from plast_train.analysis.report_categories import categories_part
 from plast_train.analysis.report_plots import plot_accuracies
+from plast_train.analysis.report_rules import rules_part
 from plast_train.analysis.report_tables import NOTHING, Table, file_name, publish_table
 from plast_train.evaluation.accuracies import (
     BASE,
+    COUNTED,
     MEAN,
     TRAINED,
     Accuracies,
     accuracies,
-    is_circular,
+    compared_by,
+    counted,
     percent,
     points,
     rule_of,
+    ways_of,
 )
 from plast_train.run_folder import RunFolder, read_json
 
@@ -46,22 +51,16 @@ class Result:
     @property
     def ways(self) -> tuple[str, ...]:
         """How questions are counted, the one that the benchmark asks for first."""
-        return ("circular", "rows") if is_circular(self.cells) else ("rows",)
+        return ways_of(self.cells)
 
     def accuracies(self, way: str | None = None) -> dict[str, Accuracies]:
-        return accuracies(self.cells, self.rule, (way or self.ways[0]) == "circular")
+        return accuracies(self.cells, self.rule, way or self.ways[0])
 
     def comparison(self, label: str, score: str, way: str | None = None) -> Comparison | None:
-        found = self.compared.get(label, {})
-        if (way or self.ways[0]) == "circular":
-            found = found.get("circular", {})
-        return found.get(score)
+        return compared_by(self.compared.get(label, {}), way or self.ways[0]).get(score)
 
     def count(self, language: str, way: str) -> str:
-        if language not in self.cells:
-            return ""
-        base = self.cells[language][BASE]
-        return str(base["circular"]["n"] if way == "circular" else base["n"])
+        return str(counted(self.cells[language][BASE], way)["n"]) if language in self.cells else ""
 
 
 def read_results(run: RunFolder, matching: str) -> list[Result]:
@@ -87,12 +86,11 @@ def _benchmark(result: Result, run: RunFolder) -> str:
     caption = f"{result.name}: accuracy before and after training, and the change with its 95 % interval."
     parts = [heading(result.name), figure(run.report / f"accuracy-{stem}.svg", caption, wide=True)]
     parts += [publish_table(_accuracy_table(result, way), run.report) for way in result.ways]
-    parts.append(_replies(result, run))
+    parts += [categories_part(result, run), rules_part(result, run), _replies(result, run)]
     return "".join(parts)
 
 
 def _accuracy_table(result: Result, way: str) -> Table:
-    counted = "questions that are right in every order of their options" if way == "circular" else "rows"
     rows = []
     for label, (before, after, logits_before, logits_after) in result.accuracies(way).items():
         row = [label, result.count(label, way)]
@@ -103,7 +101,8 @@ def _accuracy_table(result: Result, way: str) -> Table:
     head = ["language", "n", *["base", "trained", "change", "95 % from", "to", "p"] * 2]
     return Table(
         f"accuracy-{file_name(result.name)}" + ("" if way == result.ways[0] else f"-{way}"),
-        f"{result.name}, accuracy in % of {counted}; generated answers matched by the rule {result.rule}.",
+        f"{result.name}, accuracy in % of {COUNTED[way]}; generated answers matched by the rule "
+        f"{result.rule}.",
         head,
         rows,
         [("", 2), ("generated answers", 6), ("option logits", 6)],

@@ -38,9 +38,10 @@ class Table:
     classes: Mapping[int, str] = field(default_factory=dict)
 
 
-def publish_table(table: Table, folder: Path) -> str:
-    """Writes `NAME.csv` and `NAME.tex` into `folder`; returns the HTML, which links them."""
-    publish_text(folder / f"{table.name}.csv", to_csv(table))
+def publish_table(table: Table, folder: Path, in_csv: Table | None = None) -> str:
+    """Writes `NAME.csv` and `NAME.tex` into `folder`; returns the HTML, which links them. The CSV holds
+    `in_csv` where that is given, which has more columns than a page."""
+    publish_text(folder / f"{table.name}.csv", to_csv(in_csv or table))
     publish_text(folder / f"{table.name}.tex", to_latex(table))
     links = file_links(f"{table.name}.csv", f"{table.name}.tex")
     return numbers(f"{escape(table.caption)} {links}", table.head, table.rows, table.classes, table.groups)

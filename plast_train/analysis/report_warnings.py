@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from plast_train.analysis.report_accuracy import Result
-from plast_train.evaluation.accuracies import BASE, ENGLISH, MEAN, TRAINED, points
+from plast_train.evaluation.accuracies import BASE, ENGLISH, MEAN, TRAINED, compared_by, points
 from plast_train.run_folder import RunFolder
 
 # Changes in accuracy or share, as fractions of 1, from which a reader should be told.
@@ -50,8 +50,7 @@ def _of_benchmark(result: Result) -> Iterator[str]:
 
 
 def _is_formatting(result: Result, label: str) -> bool:
-    found = result.compared.get(label, {})
-    return bool((found.get("circular", {}) if "circular" in result.ways else found).get("formatting"))
+    return bool(compared_by(result.compared.get(label, {}), result.ways[0]).get("formatting"))
 
 
 def _rises(cell: Mapping[str, Any], key: str, rule: str) -> bool:

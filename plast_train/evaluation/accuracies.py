@@ -12,10 +12,32 @@ BASE, TRAINED, ENGLISH, MEAN = "base", "plast", "en", "mean of the others"
 # Generated answers before and after, option logits before and after (NaN for open questions); fractions of 1.
 Accuracies = tuple[float, ...]
 
+# Way of counting → what its accuracies are a share of.
+COUNTED = {
+    "rows": "rows",
+    "circular": "questions right in every order of their options",
+    "pairs": "questions, a yes/no pair as one",
+}
 
-def is_circular(cells: Mapping[str, Any]) -> bool:
-    """Whether a question of the benchmark counts only if all its rows are right; `cells` as below."""
-    return all("circular" in cell[BASE] for cell in cells.values())
+
+def ways_of(cells: Mapping[str, Any], model: str = BASE) -> tuple[str, ...]:
+    """The ways in which a benchmark's answers are counted, the one that it asks for first; `cells` as below.
+    Yes/no pairs are scored together beside the rows, as MMMB leaves open."""
+    if all("circular" in cell[model] for cell in cells.values()):
+        return ("circular", "rows")
+    return ("rows", "pairs") if any("pairs" in cell[model] for cell in cells.values()) else ("rows",)
+
+
+def counted(scores: Mapping[str, Any], way: str) -> Mapping[str, Any]:
+    """The scores of one model in one language by one of `ways_of`; a language without pairs has its rows."""
+    found: Mapping[str, Any] = scores.get(way, scores)
+    return found
+
+
+def compared_by(comparison: Mapping[str, Any], way: str) -> Mapping[str, Any]:
+    """The part of a language's comparison (`comparisons.compare`) that counts in this way; may be empty."""
+    found: Mapping[str, Any] = comparison if way == "rows" else comparison.get(way, {})
+    return found
 
 
 def rule_of(cells: Mapping[str, Any], asked: str) -> str:
@@ -30,16 +52,16 @@ def headline_rule(rules: Iterable[str], asked: str) -> str:
     return asked if asked in rules else rules[0]
 
 
-def accuracies(cells: Mapping[str, Any], rule: str, circular: bool) -> dict[str, Accuracies]:
+def accuracies(cells: Mapping[str, Any], rule: str, way: str = "rows") -> dict[str, Accuracies]:
     """English first, the mean of the other languages last, where there are any.
 
-    `cells` is one benchmark of the file: language → `n` and each model's scores. `circular` takes those over
-    questions instead of rows, `rule` names how generated answers are matched.
+    `cells` is one benchmark of the file: language → `n` and each model's scores. `rule` names how generated
+    answers are matched, `way` (of `ways_of`) how they are counted.
     """
     rows: dict[str, Accuracies] = {}
     for language in sorted(cells, key=lambda language: (language != ENGLISH, language)):
         cell = cells[language]
-        scores = [cell[model]["circular"] if circular else cell[model] for model in (BASE, TRAINED)]
+        scores = [counted(cell[model], way) for model in (BASE, TRAINED)]
         generated = (s["generated"][rule] for s in scores)
         rows[language] = (*generated, *(_or_nan(s["option_logits"]) for s in scores))
     others = [row for language, row in rows.items() if language != ENGLISH]

@@ -3,16 +3,18 @@ intervals and p values.
 
 A comparison is `{change, low, high, p, only_base, only_trained}`, accuracies as fractions of 1: the change of
 the accuracy, its 95 % bootstrap interval (None where one unit leaves none), the units that just one model has
-(more) right, and McNemar's exact p of them. A unit is a question: a row, or all rows of a circular question.
-For rows of circular files and for the mean over languages, a unit is one model's if that has more of its rows
-right; the test is then the exact sign test, of which McNemar's is the case of one row a unit.
+(more) right, and McNemar's exact p of them. A unit is a question: a row, all rows of a circular question, or,
+where pairs are counted together, the two of a yes/no pair. For rows of circular files and for the mean over
+languages, a unit is one model's if that has more of its rows right; the test is then the exact sign test, of
+which McNemar's is the case of one row a unit.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +28,8 @@ Record = Mapping[str, Any]
 Right = Callable[[Record], bool]
 # unit → rows that the trained model has right and the base has not, less the reverse; rows
 Units = dict[int, tuple[int, int]]
+# Way of counting rows that belong together as one question → the records' field that names the question.
+TOGETHER = {"circular": "group", "pairs": "pair"}
 
 
 def generated_right(record: Record, rule: str) -> bool:
@@ -37,6 +41,18 @@ def option_logits_right(record: Record) -> bool:
     """Whether the right option's letter has the highest next-token logit; of equals, the first counts."""
     logits = record["option_logits"]
     return bool(max(sorted(logits), key=logits.__getitem__) == record["answer"])
+
+
+def way_together(records: Iterable[Record]) -> str | None:
+    """How these records can be counted beside row by row; None where no row belongs to another."""
+    named = {way for record in records for way, field in TOGETHER.items() if record.get(field) is not None}
+    return next((way for way in TOGETHER if way in named), None)
+
+
+def question_of(record: Record, way: str) -> int:
+    """A row without circular question or pair is a question of its own."""
+    question = record.get(TOGETHER[way])
+    return int(record["index"] if question is None else question)
 
 
 def compare(
@@ -51,7 +67,7 @@ def compare(
     `option_logits` (None for open questions), each a comparison, those of a language with `p_holm`, its p
     corrected over the languages; `formatting`, whether the interval of `generated` lies above 0 and that of
     `option_logits` does not: the gain is one in the form of answers. A circular benchmark adds `circular`,
-    the same over questions whose rows must all be right.
+    the same over questions whose rows must all be right; one with yes/no pairs `pairs`, where both must be.
     """
     some = next(iter(base.values()))[0]
     rule = headline_rule(some["matched"], matching)
@@ -59,17 +75,17 @@ def compare(
     scores: dict[str, Right] = {"generated": partial(generated_right, rule=rule)}
     if some["option_logits"] is not None:
         scores["option_logits"] = option_logits_right
-    ways = [False, True] if some["group"] is not None else [False]
-    found: dict[bool, dict[str, dict[str, Any]]] = {}
-    for whole in ways:
+    together = way_together(chain.from_iterable(base.values()))
+    found: dict[str | None, dict[str, dict[str, Any]]] = {}
+    for way in dict.fromkeys([None, together]):
         by_score = {
-            name: _by_language({x: units_of(base[x], trained[x], right, whole) for x in languages}, seed)
+            name: _by_language({x: units_of(base[x], trained[x], right, way) for x in languages}, seed)
             for name, right in scores.items()
         }
-        found[whole] = {label: _joined(by_score, label) for label in by_score["generated"]}
+        found[way] = {label: _joined(by_score, label) for label in by_score["generated"]}
     return {
-        label: {"rule": rule, **own, **({"circular": found[True][label]} if True in found else {})}
-        for label, own in found[False].items()
+        label: {"rule": rule, **own, **({together: found[together][label]} if together else {})}
+        for label, own in found[None].items()
     }
 
 
@@ -84,15 +100,15 @@ def _gains(comparison: Mapping[str, Any]) -> bool:
     return comparison["low"] is not None and comparison["low"] > 0
 
 
-def units_of(base: Sequence[Record], trained: Sequence[Record], right: Right, whole: bool) -> Units:
-    """The gains of each unit, by the index of its question. With `whole` a unit counts as one row, right if
-    all its rows are."""
+def units_of(base: Sequence[Record], trained: Sequence[Record], right: Right, way: str | None) -> Units:
+    """The gains of each unit, by the index of its question. With a way of `TOGETHER` a unit counts as one
+    row, right if all its rows are."""
     rows: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
     after = {record["index"]: right(record) for record in trained}
     for record in base:
-        unit = record["index"] if record["group"] is None else record["group"]
+        unit = question_of(record, way or "circular")
         rows[unit].append((right(record), after[record["index"]]))
-    if whole:
+    if way:
         return {u: (all(a for _, a in own) - all(b for b, _ in own), 1) for u, own in rows.items()}
     return {u: (sum(a - b for b, a in own), len(own)) for u, own in rows.items()}
 

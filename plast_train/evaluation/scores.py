@@ -18,6 +18,8 @@ from plast_train.evaluation.comparisons import (
     compare,
     generated_right,
     option_logits_right,
+    question_of,
+    way_together,
 )
 from plast_train.evaluation.replies import repeats_question, reply_language
 
@@ -101,23 +103,18 @@ def _scores(records: list[Record]) -> dict[str, Any]:
         **_accuracies([[record] for record in records]),
         "no_match": {rule: sum(_unmatched(r, rule) for r in records) / len(records) for rule in rules},
     }
-    if records[0]["group"] is not None:
-        result["circular"] = _together(records, lambda record: record["group"])
-    elif any(record.get("pair") is not None for record in records):
-        result["pairs"] = _together(
-            records, lambda record: record["index"] if record.get("pair") is None else record["pair"]
-        )
-    return result
+    way = way_together(records)
+    return result | {way: _together(records, way)} if way else result
 
 
 def _unmatched(record: Record, rule: str) -> bool:
     return not record["prediction"] if record["option_logits"] is None else record["matched"][rule] is None
 
 
-def _together(records: list[Record], question_of: Callable[[Record], int]) -> dict[str, Any]:
+def _together(records: list[Record], way: str) -> dict[str, Any]:
     questions: dict[int, list[Record]] = defaultdict(list)
     for record in records:
-        questions[question_of(record)].append(record)
+        questions[question_of(record, way)].append(record)
     return {"n": len(questions), **_accuracies(list(questions.values()))}
 
 
