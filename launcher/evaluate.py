@@ -25,7 +25,7 @@ from plast_train.config import (
 from plast_train.errors import UserError
 from plast_train.evaluation.accuracies import BASE, TRAINED
 from plast_train.evaluation.asked import Asked, asked_path
-from plast_train.run_folder import RunFolder, content_hash, publish_text, read_json
+from plast_train.run_folder import RunFolder, content_hash, publish_text, read_json, read_object
 
 RANKS = "plast_train.evaluation.standalone"
 _OVERRIDE = re.compile(r"(model|evaluate)\.\w+=.*", re.DOTALL)
@@ -108,7 +108,7 @@ def _config_of(target: str, source: RunFolder | None) -> EvaluationConfig:
 
     model = ModelConfig(path=target)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    if stored_dtype(read_json(resolve_base(model) / "config.json")) == "float32":
+    if stored_dtype(read_object(resolve_base(model) / "config.json")) == "float32":
         dtype = "float32"
     return EvaluationConfig(model=model.model_copy(update={"dtype": dtype}), evaluate=EvaluateConfig())
 
