@@ -114,6 +114,14 @@ QUESTIONS = entry(1)["questions"]
         (entry(2, questions={**QUESTIONS, "pt": 7}), "the question in 'pt' is no text but 7"),
         (entry(2, questions={**QUESTIONS, "pt": ["?"]}), "the question in 'pt' is no text but ['?']"),
         (b'{"id": "q2", "questions": {"en": "a", "pt": "\\ud83d"}}', "half a surrogate pair"),
+        (
+            b'{"id": "q\\ud800", "questions": {"en": "a", "pt": "b"}}',
+            r"line 2, id 'q\ud800': the id has half a surrogate pair",
+        ),
+        (
+            b'{"id": "q2", "answer": "\\udc00", "questions": {"en": "a", "pt": "b"}}',
+            "the answer has half a surrogate pair",
+        ),
         (entry(2, answer=["yes"]), "'answer' is ['yes']"),
         (entry(2, image=5), "'image' is 5; write a path or null"),
         (entry(2, image="none.png"), "image 'none.png' is missing below"),

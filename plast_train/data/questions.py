@@ -15,6 +15,7 @@ from typing import Any
 
 from plast_train.config import DataConfig
 from plast_train.data.boxes import Box, as_box, box_problems
+from plast_train.data.characters import HALF_PAIR, is_encodable
 from plast_train.data.images import ImageDefect, check_images
 from plast_train.data.languages import language_name
 from plast_train.data.readers import Defect, RawRecord, read_conversations, read_parallel
@@ -158,6 +159,8 @@ def _id_problems(raw: RawRecord, seen: dict[str, str]) -> Iterator[str]:
         yield "no 'id'; give each record its own"
     elif isinstance(raw.id, bool) or not isinstance(raw.id, str | int) or raw.id == "":
         yield f"'id' is {raw.id!r}; make it a text"
+    elif not is_encodable(str(raw.id)):
+        yield f"the id {HALF_PAIR}"
     elif str(raw.id) in seen:
         yield f"the id is also at {seen[str(raw.id)]}; make ids unique"
     else:
@@ -178,8 +181,8 @@ def _question_problems(raw: RawRecord, languages: Sequence[str]) -> Iterator[str
             yield f"the question in '{language}' is no text but {text!r:.40}; write one"
         elif not text.strip():
             yield f"the question in '{language}' is empty; write it"
-        elif not _is_encodable(text):
-            yield f"the question in '{language}' has half a surrogate pair, which is no character; remove it"
+        elif not is_encodable(text):
+            yield f"the question in '{language}' {HALF_PAIR}"
 
 
 def _image_problems(image: Any) -> Iterator[str]:
@@ -193,14 +196,8 @@ def _image_problems(image: Any) -> Iterator[str]:
 def _answer_problems(answer: Any) -> Iterator[str]:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         yield f"'answer' is {answer!r:.40}; write a text or leave it out"
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    elif isinstance(answer, str) and not is_encodable(answer):
+        yield f"the answer {HALF_PAIR}"
 
 
 def _warn_of_untranslated(records: Sequence[Record]) -> None:
