@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from plast_train.errors import UserError
-from plast_train.evaluation.benchmarks import Item
+from plast_train.evaluation.benchmarks import Item, check_characters
 from plast_train.evaluation.item_images import image_of_file
 from plast_train.evaluation.multiple_choice import check_choice
 
@@ -50,7 +50,7 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
     right = next((letter for letter, (label, _) in lettered.items() if label == answer), answer)
     question = _without_image(question)
     check_choice(where, question, list(options), filled, right)
-    return Item(
+    item = Item(
         index=number,
         question=question,
         hint=_without_image(hint),
@@ -61,6 +61,8 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
         image_bytes=None if image is None else image_of_file(where, image, image_root),
         group=None,
     )
+    check_characters(where, item)
+    return item
 
 
 def _one_image(where: str, texts: list[str]) -> str | None:
