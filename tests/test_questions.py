@@ -142,6 +142,13 @@ def test_each_defect_is_named(tmp_path: Path, bad: Any, told: str) -> None:
     assert [r.id for r in read(path, max_bad_fraction=0.34)] == ["q1", "q3"]
 
 
+def test_an_image_whose_name_no_text_can_hold(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\x80.png")).write_bytes(png())
+    line = b'{"id": "q2", "image": "\\udc80.png", "questions": {"en": "a", "pt": "b"}}'
+    path = write_lines(tmp_path / "q.jsonl", [entry(1), line])
+    assert "line 2, id 'q2': the name of image" in refused(path)
+
+
 def test_all_defects_are_counted_and_ten_are_shown(tmp_path: Path) -> None:
     bad = [entry(n, questions={"en": "", "pt": ""}) for n in range(6)]
     path = write_lines(tmp_path / "q.jsonl", [*bad, *(entry(n) for n in range(6, 20))])

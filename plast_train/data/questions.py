@@ -16,7 +16,7 @@ from typing import Any
 from plast_train.config import DataConfig
 from plast_train.data.boxes import Box, as_box, box_problems
 from plast_train.data.characters import HALF_PAIR, is_encodable
-from plast_train.data.images import ImageDefect, check_images
+from plast_train.data.images import CheckedImage, ImageDefect, check_images
 from plast_train.data.languages import language_name
 from plast_train.data.readers import Defect, RawRecord, read_conversations, read_parallel
 from plast_train.errors import UserError
@@ -31,8 +31,9 @@ _LANGUAGE_ENTRY = re.compile(r"(?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=(
 class Record:
     """The same question in every configured language, about one image or none.
 
-    `image` is an absolute path that has been checked; `where` says file and line, for messages; `box` is the
-    object's that the question asks about.
+    `image` is an absolute path that has been checked, `image_sha256` of its content: a replaced picture makes
+    another record, so that what was made from it is made anew. `where` says file and line, for messages;
+    `box` is the object's that the question asks about.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Record:
     answer: str | None
     where: str
     box: Box | None = None
+    image_sha256: str | None = None
 
 
 def read_records(config: DataConfig) -> list[Record]:
@@ -77,9 +79,11 @@ def read_records(config: DataConfig) -> list[Record]:
         defects += [Defect(raw.where, None if raw.id is None else str(raw.id), p) for p in problems]
         if not problems:
             questions = {language: raw.questions[language] for language in config.languages}
-            path = None if image is None else str(image)
+            path, content = None, None
+            if isinstance(image, CheckedImage):
+                path, content = str(image.path), image.sha256
             answer = None if raw.answer is None else str(raw.answer)
-            records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box)))
+            records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box), content))
     refuse_or_leave_out(defects, len(found), config.max_bad_fraction)
     _warn_of_untranslated(records)
     return records
@@ -186,11 +190,13 @@ def _question_problems(raw: RawRecord, languages: Sequence[str]) -> Iterator[str
 
 
 def _image_problems(image: Any) -> Iterator[str]:
-    """`image` is None, a checked path, or what is wrong with it."""
+    """`image` is None, a checked image, or what is wrong with it."""
     if isinstance(image, ImageDefect):
         yield str(image)
-    elif image is not None and not isinstance(image, Path):
+    elif image is not None and not isinstance(image, CheckedImage):
         yield f"'image' is {image!r:.40}; write a path or null"
+    elif image is not None and not is_encodable(str(image.path)):
+        yield f"the name of image {str(image.path)!r} is not UTF-8; rename the file"
 
 
 def _answer_problems(answer: Any) -> Iterator[str]:

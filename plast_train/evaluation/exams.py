@@ -18,7 +18,7 @@ from plast_train.evaluation.benchmarks import Item, check_characters
 from plast_train.evaluation.item_images import image_of_file
 from plast_train.evaluation.multiple_choice import check_choice
 
-_IMAGE = re.compile(r"\(image\)\[([^\]]*)\]")
+IMAGE = re.compile(r"\(image\)\[([^\]]*)\]")
 # An option's own label: `(1) …`, `A. …`, `(B) …`.
 _LABEL = re.compile(r"\s*(?:\((?P<round>\w{1,2})\)|(?P<dot>\w{1,2})[.)])\s*(?P<text>.*)", re.DOTALL)
 _FIELDS = {"question_text": str, "options": list, "answer_text": str}
@@ -66,7 +66,7 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
 
 
 def _one_image(where: str, texts: list[str]) -> str | None:
-    images = [name for text in texts for name in _IMAGE.findall(text)]
+    images = [name for text in texts for name in IMAGE.findall(text)]
     if len(images) > 1:
         raise UserError(
             f"{where}: {len(images)} images ({', '.join(images)[:80]}); the models evaluated here take one, "
@@ -82,4 +82,4 @@ def _labelled(option: str) -> tuple[str, str]:
 
 
 def _without_image(text: str) -> str:
-    return _IMAGE.sub("", text).strip()
+    return IMAGE.sub("", text).strip()
