@@ -25,7 +25,8 @@ from plast_train.config import (
 from plast_train.errors import UserError
 from plast_train.evaluation.accuracies import BASE, TRAINED
 from plast_train.evaluation.asked import Asked, asked_path
-from plast_train.run_folder import RunFolder, content_hash, publish_text, read_json
+from plast_train.evaluation.benchmark_hashes import benchmark_hash
+from plast_train.run_folder import RunFolder, publish_text, read_json, read_object
 
 RANKS = "plast_train.evaluation.standalone"
 _OVERRIDE = re.compile(r"(model|evaluate)\.\w+=.*", re.DOTALL)
@@ -108,7 +109,7 @@ def _config_of(target: str, source: RunFolder | None) -> EvaluationConfig:
 
     model = ModelConfig(path=target)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    if stored_dtype(read_json(resolve_base(model) / "config.json")) == "float32":
+    if stored_dtype(read_object(resolve_base(model) / "config.json")) == "float32":
         dtype = "float32"
     return EvaluationConfig(model=model.model_copy(update={"dtype": dtype}), evaluate=EvaluateConfig())
 
@@ -165,7 +166,8 @@ def _describe(config: EvaluationConfig, folders: dict[str, Path]) -> Asked:
             benchmarks, prompter, positions, evaluate.max_new_tokens, evaluate.localised_instruction
         )
     models = {name: describe_base(folder) for name, folder in folders.items()}
-    hashes = {path: content_hash(Path(path)) for path in evaluate.benchmarks}
+    root = None if evaluate.image_root is None else Path(evaluate.image_root)
+    hashes = {path: benchmark_hash(Path(path), root) for path in evaluate.benchmarks}
     return Asked(models=models, config=config, benchmarks=hashes)
 
 

@@ -388,7 +388,23 @@ def _parse(source: str, text: str) -> tuple[dict[str, Any], dict[str, str]]:
                 visit(value, name + ".")
 
     visit(node, "")
-    return tree, lines
+    return _with_sections(tree, source, lines), lines
+
+
+def _with_sections(tree: dict[str, Any], source: str, lines: dict[str, str]) -> dict[str, Any]:
+    """The tree with `{}` for a section whose keys are all commented out, which YAML reads as null.
+
+    Raises:
+        UserError: something else stands where a section belongs.
+    """
+    sections = [name for name in tree if _keys([name])]
+    for name in sections:
+        if tree[name] is not None and not isinstance(tree[name], dict):
+            raise UserError(
+                f"{lines.get(name, source)}: '{name}' is {tree[name]!r:.60} where a section belongs; write "
+                f"its keys below it, indented ({', '.join(_keys([name]))})"
+            )
+    return tree | {name: {} for name in sections if tree[name] is None}
 
 
 def _apply(tree: dict[str, Any], lines: dict[str, str], override: str) -> None:

@@ -143,6 +143,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is missing or is no JSON object."""
+    tree = read_json(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: is {tree!r:.40}, not a JSON object {{…}}; get the file anew")
+    return tree
+
+
 def to_json(tree: Any) -> str:
     return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from plast_train.config import Config
-from plast_train.run_folder import RunFolder, content_hash, sha256_of
+from plast_train.evaluation.benchmark_hashes import benchmark_hashes
+from plast_train.run_folder import RunFolder, sha256_of
 
 STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
@@ -44,6 +44,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "export": (),
     "evaluate": (
         "model.dtype",
+        "evaluate.image_root",
         "evaluate.matching",
         "evaluate.max_new_tokens",
         "evaluate.localised_instruction",
@@ -84,18 +85,24 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
 
 
 def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> dict[str, str] | None:
-    """Hashes of what the stage reads; None while a stage it needs has not finished."""
+    """Hashes of what the stage reads, pictures included: records.jsonl has the hash of each record's, a
+    benchmark's hash is over its pictures too. None while a stage it needs has not finished."""
     inputs: dict[str, str] = {}
     if stage in ("collect", "train", "analyse"):
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
     if stage in ("evaluate", "analyse"):
-        inputs |= {str(Path(p).name): content_hash(Path(p)) for p in config.evaluate.benchmarks}
+        inputs |= benchmark_hashes(config.evaluate)
     for needed in _NEEDS[stage]:
         record = run.record(needed)
         if record is None:
             return None
         inputs[needed] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
     return inputs
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether an input of that name is one of the benchmarks."""
+    return name not in ("base", "records", *STAGES)
 
 
 def is_done(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> bool:

@@ -153,6 +153,9 @@ def test_m3exam(shared: Path, tmp_path: Path) -> None:
         ({"answer_text": "5"}, "entry 0: answer '5' is not among the options A, B, C"),
         ({"options": "none"}, "entry 0: no 'options' (list)"),
         ({"question_text": "(image)[image-1.jpg]"}, "entry 0: the question is empty"),
+        ({"question_text": "x\ud800?"}, "entry 0: the text 'x\\ud800?' has half a surrogate pair"),
+        ({"options": ["(1) \udc00", "(2) x"]}, "entry 0: the text '\\udc00' has half a surrogate pair"),
+        ({"subject": "\ud800"}, "entry 0: the text '\\ud800' has half a surrogate pair"),
     ],
 )
 def test_defects_of_m3exam(shared: Path, tmp_path: Path, fields: dict[str, Any], words: str) -> None:
@@ -204,6 +207,8 @@ GOOD = {"id": "1", "questions": {"en": "Q?"}, "answer": "yes"}
             [{**GOOD, "questions": {"cn": "Q"}}],
             "line 1: 'cn' is no language code known here; did you mean 'zh'",
         ),
+        ([{**GOOD, "questions": {"en": "x\ud800?"}}], "line 1: the text 'x\\ud800?' has half a surrogate"),
+        ([{**GOOD, "answer": "\ud800"}], "line 1: the text '\\ud800' has half a surrogate pair"),
         ([{**GOOD, "questions": []}], "line 1: 'questions' does not map language codes"),
         (
             [{**GOOD, "image": ["a", "b"]}],

@@ -13,6 +13,7 @@ from PIL import Image
 from plast_train.data import images
 from plast_train.data.images import ImageDefect, check_image, check_images, load_image, locate_image
 from plast_train.errors import UserError
+from plast_train.run_folder import sha256_of
 
 
 def defect(path: Path) -> str:
@@ -117,7 +118,7 @@ def test_each_image_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(images, "check_image", counted)
     found = check_images([("a.png", tmp_path), ("b.png", tmp_path)] * 50)
     assert sorted(checked) == [tmp_path / "a.png", tmp_path / "b.png"]
-    assert found["a.png", tmp_path] == tmp_path / "a.png"
+    assert found["a.png", tmp_path] == (tmp_path / "a.png", sha256_of(tmp_path / "a.png"))
     assert isinstance(found["b.png", tmp_path], ImageDefect)
 
 

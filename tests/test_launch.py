@@ -69,6 +69,12 @@ def wrong_architecture(folder: Path, asked: list[str], _patch: pytest.MonkeyPatc
     return {"overrides": [f"model.path={folder / 'base'}"]}
 
 
+def config_is_a_list(folder: Path, asked: list[str], patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    changed = wrong_architecture(folder, asked, patch)
+    (folder / "base" / "config.json").write_text("[]")
+    return changed
+
+
 def no_english(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -> dict[str, Any]:
     (folder / "bad.jsonl").write_text('{"id": "a", "questions": {"pt": "Sim?"}}\n')
     return {"overrides": [f"data.questions=[{folder / 'bad.jsonl'}]"]}
@@ -127,6 +133,7 @@ def with_override(*overrides: str) -> Change:
         (base_without("*processor_config.json"), "image processor cannot be loaded"),
         (with_override("train.validation_records=9"), "to train on; give"),
         (wrong_architecture, "'bert' is not supported"),
+        (config_is_a_list, r"base/config.json: is \[\], not a JSON object"),
         (with_override("model.path=/no/such/model"), "no such folder"),
         (no_english, "line 1.*no English question"),
         (with_override("data.languages=[en,xx]"), "'xx'"),

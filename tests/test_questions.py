@@ -136,6 +136,14 @@ QUESTIONS = entry(1)["questions"]
         (entry(2, questions={**QUESTIONS, "pt": 7}), "the question in 'pt' is no text but 7"),
         (entry(2, questions={**QUESTIONS, "pt": ["?"]}), "the question in 'pt' is no text but ['?']"),
         (b'{"id": "q2", "questions": {"en": "a", "pt": "\\ud83d"}}', "half a surrogate pair"),
+        (
+            b'{"id": "q\\ud800", "questions": {"en": "a", "pt": "b"}}',
+            r"line 2, id 'q\ud800': the id has half a surrogate pair",
+        ),
+        (
+            b'{"id": "q2", "answer": "\\udc00", "questions": {"en": "a", "pt": "b"}}',
+            "the answer has half a surrogate pair",
+        ),
         (entry(2, answer=["yes"]), "'answer' is ['yes']"),
         (entry(2, image=5), "'image' is 5; write a path or null"),
         (entry(2, image="none.png"), "image 'none.png' is missing below"),
@@ -154,6 +162,13 @@ def test_each_defect_is_named(tmp_path: Path, bad: Any, told: str) -> None:
     assert f"{path}, line 2" in message
     assert told in message
     assert [r.id for r in read(path, max_bad_fraction=0.34)] == ["q1", "q3"]
+
+
+def test_an_image_whose_name_no_text_can_hold(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\x80.png")).write_bytes(png())
+    line = b'{"id": "q2", "image": "\\udc80.png", "questions": {"en": "a", "pt": "b"}}'
+    path = write_lines(tmp_path / "q.jsonl", [entry(1), line])
+    assert "line 2, id 'q2': the name of image" in refused(path)
 
 
 def test_all_defects_are_counted_and_ten_are_shown(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from plast_train.analysis.representation import representation
 from plast_train.analysis.stability import stability
 from plast_train.context import Context
 from plast_train.run_folder import publish_text, read_json, to_json
-from plast_train.stages import inputs_of, settings_of
+from plast_train.stages import inputs_of, is_benchmark, settings_of
 
 MADE_FROM = "made_from"
 
@@ -128,8 +128,7 @@ def _identity(context: Context, analysis: Analysis) -> str:
     settings |= {f"analyse.{key}": value for key, value in options.items()}
     inputs = inputs_of("analyse", context.config, context.run, context.base)
     assert inputs is not None, "the stage ran before the stages it needs"
-    benchmarks = {Path(path).name for path in context.config.evaluate.benchmarks}
-    wanted = {*analysis.reads, *(benchmarks if "*" in analysis.reads else ())}
+    wanted = {*analysis.reads, *(filter(is_benchmark, inputs) if "*" in analysis.reads else ())}
     chosen = [
         {key: value for key, value in settings.items() if key.startswith(analysis.settings)},
         {key: value for key, value in inputs.items() if key in wanted},

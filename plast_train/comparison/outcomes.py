@@ -17,6 +17,7 @@ from plast_train.errors import UserError
 from plast_train.evaluation.accuracies import BASE, ENGLISH, TRAINED
 from plast_train.evaluation.scores import generated_right, option_logits_right
 from plast_train.run_folder import RunFolder, read_json
+from plast_train.stages import is_benchmark
 
 WAYS = ("generated", "option_logits")
 
@@ -54,7 +55,7 @@ class Outcome:
     seconds: float
     peak_memory: int
     answers: Mapping[str, Mapping[str, Answers]]
-    benchmarks: Mapping[str, str]  # file → SHA-256
+    benchmarks: Mapping[str, str]  # name → SHA-256 (`benchmark_hashes`)
     rule: str
     comparisons: Mapping[str, Mapping[str, Any]]
 
@@ -90,7 +91,7 @@ def read_outcome(path: Path) -> Outcome:
         seconds=sum(m["seconds"] for m in metrics),
         peak_memory=max(m["peak_memory_bytes"] for m in metrics),
         answers=read_answers(run.evaluation / "predictions", rule),
-        benchmarks={name: value for name, value in record["inputs"].items() if name != "export"},
+        benchmarks={name: value for name, value in record["inputs"].items() if is_benchmark(name)},
         rule=rule,
         comparisons=read_json(published) if published.is_file() else {},
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from plast_train.data.images import CheckedImage
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image file
 
@@ -21,7 +22,7 @@ def as_box(value: Any) -> Box | None:
 
 
 def box_problems(box: Any, image: Any) -> Iterator[str]:
-    """What is wrong with a record's `box`; `image` is its checked path, or anything else without one."""
+    """What is wrong with a record's `box`; `image` is None, a checked image, or a defect of it."""
     if box is None:
         return
     if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
@@ -32,8 +33,8 @@ def box_problems(box: Any, image: Any) -> Iterator[str]:
         yield f"'box' {box} has no area; give left < right and top < bottom"
     elif image is None:
         yield "there is a 'box' but no image; remove it"
-    elif isinstance(image, Path):
-        with Image.open(image) as opened:
+    elif isinstance(image, CheckedImage):
+        with Image.open(image.path) as opened:
             width, height = opened.size
         if left < 0 or top < 0 or right > width or bottom > height:
             yield f"'box' {box} leaves its image of {width}x{height} pixels; mend it"

@@ -15,7 +15,8 @@ from typing import Any
 
 from plast_train.config import DataConfig
 from plast_train.data.boxes import Box, as_box, box_problems
-from plast_train.data.images import ImageDefect, check_images
+from plast_train.data.characters import HALF_PAIR, is_encodable
+from plast_train.data.images import CheckedImage, ImageDefect, check_images
 from plast_train.data.languages import language_name
 from plast_train.data.readers import Defect, RawRecord, read_conversations, read_parallel
 from plast_train.errors import UserError
@@ -31,8 +32,9 @@ class Record:
     """The same question in English and other configured languages, about one image or none. All languages
     are there (`complete`) in what is probed; a record that lacks some is trained on in those it has.
 
-    `image` is an absolute path that has been checked; `where` says file and line, for messages; `box` is the
-    object's that the question asks about.
+    `image` is an absolute path that has been checked, `image_sha256` of its content: a replaced picture makes
+    another record, so that what was made from it is made anew. `where` says file and line, for messages;
+    `box` is the object's that the question asks about.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Record:
     answer: str | None
     where: str
     box: Box | None = None
+    image_sha256: str | None = None
 
 
 def complete(records: Sequence[Record], languages: Sequence[str]) -> list[int]:
@@ -84,9 +87,11 @@ def read_records(config: DataConfig) -> list[Record]:
         if not problems:
             there = [code for code in config.languages if raw.questions.get(code) is not None]
             questions = {language: raw.questions[language] for language in there}
-            path = None if image is None else str(image)
+            path, content = None, None
+            if isinstance(image, CheckedImage):
+                path, content = str(image.path), image.sha256
             answer = None if raw.answer is None else str(raw.answer)
-            records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box)))
+            records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box), content))
     refuse_or_leave_out(defects, len(found), config.max_bad_fraction)
     _check_languages(records, config.languages)
     _warn_of_untranslated(records)
@@ -167,6 +172,8 @@ def _id_problems(raw: RawRecord, seen: dict[str, str]) -> Iterator[str]:
         yield "no 'id'; give each record its own"
     elif isinstance(raw.id, bool) or not isinstance(raw.id, str | int) or raw.id == "":
         yield f"'id' is {raw.id!r}; make it a text"
+    elif not is_encodable(str(raw.id)):
+        yield f"the id {HALF_PAIR}"
     elif str(raw.id) in seen:
         yield f"the id is also at {seen[str(raw.id)]}; make ids unique"
     else:
@@ -186,8 +193,8 @@ def _question_problems(raw: RawRecord, languages: Sequence[str]) -> Iterator[str
             yield f"the question in '{language}' is no text but {text!r:.40}; write one"
         elif not text.strip():
             yield f"the question in '{language}' is empty; write it"
-        elif not _is_encodable(text):
-            yield f"the question in '{language}' has half a surrogate pair, which is no character; remove it"
+        elif not is_encodable(text):
+            yield f"the question in '{language}' {HALF_PAIR}"
     others = [language for language in languages if language != "en"]
     if others and all(raw.questions.get(language) is None for language in others):
         yield (
@@ -201,24 +208,20 @@ def _listed(questions: dict[Any, Any]) -> str:
 
 
 def _image_problems(image: Any) -> Iterator[str]:
-    """`image` is None, a checked path, or what is wrong with it."""
+    """`image` is None, a checked image, or what is wrong with it."""
     if isinstance(image, ImageDefect):
         yield str(image)
-    elif image is not None and not isinstance(image, Path):
+    elif image is not None and not isinstance(image, CheckedImage):
         yield f"'image' is {image!r:.40}; write a path or null"
+    elif image is not None and not is_encodable(str(image.path)):
+        yield f"the name of image {str(image.path)!r} is not UTF-8; rename the file"
 
 
 def _answer_problems(answer: Any) -> Iterator[str]:
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         yield f"'answer' is {answer!r:.40}; write a text or leave it out"
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    elif isinstance(answer, str) and not is_encodable(answer):
+        yield f"the answer {HALF_PAIR}"
 
 
 def _check_languages(records: Sequence[Record], languages: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from plast_train.run_folder import RunFolder
 
 class Asked(BaseModel):
     """DIR/evaluate.json: `models` by name as `describe_base` describes them, the base first where there are
-    two; `benchmarks` are the files' hashes by path."""
+    two; `benchmarks` are the hashes of files and their pictures by path."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True)
 

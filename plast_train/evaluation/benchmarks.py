@@ -17,6 +17,7 @@ from typing import Literal
 from PIL import Image
 
 from plast_train.config import EvaluateConfig
+from plast_train.data.characters import HALF_PAIR, is_encodable
 from plast_train.data.images import FORMATS, to_rgb
 from plast_train.data.languages import language_name
 from plast_train.errors import UserError
@@ -102,6 +103,14 @@ def read_benchmark(path: Path) -> Benchmark:
     """The one benchmark of a file that holds one language; as `read_benchmarks`."""
     (benchmark,) = read_benchmarks([path])
     return benchmark
+
+
+def check_characters(where: str, item: Item) -> None:
+    """Raises UserError for a text that no file and no tokenizer takes."""
+    texts = (item.question, item.hint, *item.options.values(), item.answer, *item.answers)
+    for text in (*texts, item.category, item.l2_category):
+        if not is_encodable(text):
+            raise UserError(f"{where}: the text {text!r:.60} {HALF_PAIR}")
 
 
 def _read(path: Path, image_root: Path) -> list[Benchmark]:

@@ -14,11 +14,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from plast_train.errors import UserError
-from plast_train.evaluation.benchmarks import Item
+from plast_train.evaluation.benchmarks import Item, check_characters
 from plast_train.evaluation.item_images import image_of_file
 from plast_train.evaluation.multiple_choice import check_choice
 
-_IMAGE = re.compile(r"\(image\)\[([^\]]*)\]")
+IMAGE = re.compile(r"\(image\)\[([^\]]*)\]")
 # An option's own label: `(1) …`, `A. …`, `(B) …`.
 _LABEL = re.compile(r"\s*(?:\((?P<round>\w{1,2})\)|(?P<dot>\w{1,2})[.)])\s*(?P<text>.*)", re.DOTALL)
 _FIELDS = {"question_text": str, "options": list, "answer_text": str}
@@ -50,7 +50,7 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
     right = next((letter for letter, (label, _) in lettered.items() if label == answer), answer)
     question = _without_image(question)
     check_choice(where, question, list(options), filled, right)
-    return Item(
+    item = Item(
         index=number,
         question=question,
         hint=_without_image(hint),
@@ -61,10 +61,12 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
         image_bytes=None if image is None else image_of_file(where, image, image_root),
         group=None,
     )
+    check_characters(where, item)
+    return item
 
 
 def _one_image(where: str, texts: list[str]) -> str | None:
-    images = [name for text in texts for name in _IMAGE.findall(text)]
+    images = [name for text in texts for name in IMAGE.findall(text)]
     if len(images) > 1:
         raise UserError(
             f"{where}: {len(images)} images ({', '.join(images)[:80]}); the models evaluated here take one, "
@@ -80,4 +82,4 @@ def _labelled(option: str) -> tuple[str, str]:
 
 
 def _without_image(text: str) -> str:
-    return _IMAGE.sub("", text).strip()
+    return IMAGE.sub("", text).strip()

@@ -19,7 +19,7 @@ from string import ascii_uppercase
 from typing import Any, TypeGuard
 
 from plast_train.errors import UserError
-from plast_train.evaluation.benchmarks import Item
+from plast_train.evaluation.benchmarks import Item, check_characters
 from plast_train.evaluation.item_images import image_of_base64, verified_image
 from plast_train.evaluation.tables import COLUMNS, Row, require_columns
 
@@ -135,8 +135,9 @@ def _item(row: _Numbered, image: bytes, circular: bool) -> Item:
     cells = row.cells
     letters = sorted(name for name in cells if len(name) == 1 and "A" <= name <= "Z")
     options = {letter: cells[letter] for letter in letters if cells[letter].strip()}
-    check_choice(f"{row.where}: index {row.index}", cells["question"], letters, options, cells["answer"])
-    return Item(
+    where = f"{row.where}: index {row.index}"
+    check_choice(where, cells["question"], letters, options, cells["answer"])
+    item = Item(
         index=row.index,
         question=cells["question"],
         hint=cells.get("hint", ""),
@@ -147,6 +148,8 @@ def _item(row: _Numbered, image: bytes, circular: bool) -> Item:
         image_bytes=image,
         group=row.index % CIRCULAR_STEP if circular else None,
     )
+    check_characters(where, item)
+    return item
 
 
 def check_choice(

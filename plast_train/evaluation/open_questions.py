@@ -14,7 +14,7 @@ from typing import Any
 from plast_train.data.languages import language_name
 from plast_train.data.readers import Defect, read_entries
 from plast_train.errors import UserError
-from plast_train.evaluation.benchmarks import Benchmark, Item, Task
+from plast_train.evaluation.benchmarks import Benchmark, Item, Task, check_characters
 from plast_train.evaluation.item_images import image_of_file
 
 
@@ -67,21 +67,20 @@ def _items(
         if not isinstance(question, str) or not question.strip():
             raise UserError(f"{where}: the question in '{language}' is empty; write it or take it out")
         answers = _answers(where, entry, task, language)
-        yield (
-            language,
-            Item(
-                index=index,
-                question=question,
-                hint="",
-                options={},
-                answer=answers[0],
-                category=str(entry.get("category") or ""),
-                l2_category="",
-                image_bytes=content,
-                group=None,
-                answers=answers,
-            ),
+        item = Item(
+            index=index,
+            question=question,
+            hint="",
+            options={},
+            answer=answers[0],
+            category=str(entry.get("category") or ""),
+            l2_category="",
+            image_bytes=content,
+            group=None,
+            answers=answers,
         )
+        check_characters(where, item)
+        yield language, item
 
 
 def _answers(where: str, entry: dict[str, Any], task: Task, language: str) -> tuple[str, ...]:

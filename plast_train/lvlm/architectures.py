@@ -9,7 +9,7 @@ from typing import Any
 
 from plast_train.config import TrainConfig
 from plast_train.errors import UserError, nearest
-from plast_train.run_folder import read_json
+from plast_train.run_folder import read_object
 
 # The facts of these models' config.json on the Hugging Face hub; the rest are transformers' defaults.
 _LLAVA_15 = {
@@ -76,7 +76,7 @@ def is_original(config: dict[str, Any]) -> bool:
 
 def has_tokenizer(folder: Path | None) -> bool:
     """Whether a tokenizer can be loaded from the folder as it is (an original one must be converted)."""
-    if folder is None or is_original(read_json(folder / "config.json")):
+    if folder is None or is_original(read_object(folder / "config.json")):
         return False
     return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
@@ -93,7 +93,7 @@ def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     from plast_train.lvlm.families import family_of
 
     if folder is not None:
-        where, raw = str(folder / "config.json"), read_json(folder / "config.json")
+        where, raw = str(folder / "config.json"), read_object(folder / "config.json")
         if is_original(raw):
             from plast_train.lvlm.original_llava import original_config
 

@@ -19,7 +19,7 @@ from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.families import Family, family_of
 from plast_train.lvlm.prompts import Prompter
 from plast_train.paths import cache_folder
-from plast_train.run_folder import read_json, sha256_of
+from plast_train.run_folder import read_json, read_object, sha256_of
 
 
 @dataclass
@@ -58,7 +58,7 @@ def resolve_base(config: ModelConfig) -> Path:
         UserError: no such folder or hub model, or the folder is no usable base (see `check_base`).
     """
     folder = _find(config.path)
-    if "mm_vision_tower" in read_json(folder / "config.json"):
+    if "mm_vision_tower" in read_object(folder / "config.json"):
         folder = _converted(folder)
     check_base(folder)
     return folder
@@ -68,7 +68,7 @@ def check_base(folder: Path) -> Family:
     """Refuses a folder without config or weights, or of a family that is not supported."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path must be a Hugging Face model folder")
-    family = family_of(read_json(folder / "config.json"), str(folder / "config.json"))
+    family = family_of(read_object(folder / "config.json"), str(folder / "config.json"))
     if not weight_files(folder):
         raise UserError(f"{folder}: no *.safetensors weights; download the model's weights into it")
     index = folder / "model.safetensors.index.json"
@@ -177,7 +177,7 @@ def load_lvlm(
     model.requires_grad_(False)
     model.eval()
     tokenizer, images = load_text_side(folder, config.trust_remote_code)
-    raw = read_json(folder / "config.json")
+    raw = read_object(folder / "config.json")
     family = family_of(raw, str(folder))
     count = image_token_count(model.config.to_dict())
     return Lvlm(model, tokenizer, images, family, count, folder, base["fingerprint"])

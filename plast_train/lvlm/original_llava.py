@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from plast_train.errors import UserError
 from plast_train.lvlm.tiny.architecture import CHAT_TEMPLATE
-from plast_train.run_folder import publish_folder, read_json, sync_file, to_json
+from plast_train.run_folder import publish_folder, read_object, sync_file, to_json
 
 Tensors = dict[str, torch.Tensor]
 
@@ -96,7 +96,7 @@ def original_config(source: Path) -> dict[str, Any]:
     Raises:
         UserError: another kind than LLaVA-1.5, or a vision tower that is not known without its folder.
     """
-    original = read_json(source / "config.json")
+    original = read_object(source / "config.json")
     _check_kind(source, original)
     config = _hf_config(source, original, _find_tower(source, original["mm_vision_tower"]))
     complete: dict[str, Any] = config.to_dict()
@@ -104,7 +104,7 @@ def original_config(source: Path) -> dict[str, Any]:
 
 
 def _convert(source: Path, target: Path, vision_tower: Path | None) -> None:
-    original = read_json(source / "config.json")
+    original = read_object(source / "config.json")
     _check_kind(source, original)
     tower = vision_tower or _find_tower(source, original["mm_vision_tower"])
     temporary = target.with_name(f".{target.name}.partial")
@@ -191,7 +191,7 @@ def _hf_config(source: Path, original: Mapping[str, Any], tower: Path | None) ->
 
     name = str(original["mm_vision_tower"])
     if tower is not None:
-        described = read_json(tower / "config.json")
+        described = read_object(tower / "config.json")
         vision: Any = CLIPVisionConfig(**described.get("vision_config", described))
     elif Path(name).name == "clip-vit-large-patch14-336":
         vision = CLIPVisionConfig(**_CLIP_L_336)

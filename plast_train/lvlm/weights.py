@@ -20,7 +20,7 @@ from plast_train.errors import UserError
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.lvlm.loading import Lvlm, weight_files
-from plast_train.run_folder import read_json
+from plast_train.run_folder import read_json, read_object
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def disk_tensors(folder: Path, names: Collection[str]) -> dict[str, StoredTensor
         UserError: none or several such prefixes or places.
     """
     config = folder / "config.json"
-    family = family_of(read_json(config), str(config))
+    family = family_of(read_object(config), str(config))
     decoder, vision = family.decoder_path + ".", family.vision_path.rpartition(".")[2]
     towers = [name for name in names if name.startswith(family.vision_path + ".")]
     if towers:

@@ -6,7 +6,7 @@ import functools
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from plast_train.context import Context
+from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
 from plast_train.data.token_tree import TokenSequence
 from plast_train.lvlm.freezing import changed_weights, freeze_all_but, what_is_trained
@@ -103,7 +104,7 @@ def _prepare(
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
     identity = checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes)
-    settings = settings_of("train", config) | {"data": _digest(plan)}
+    settings = settings_of("train", config) | {"data": _digest(plan, context.records)}
     return Training(
         config=config,
         run=context.run,
@@ -202,12 +203,17 @@ def _leave(training: Training) -> None:
         torch.cuda.empty_cache()
 
 
-def _digest(plan: TrainingPlan) -> str:
-    """SHA-256 of what every row of every step holds, in order."""
+def _digest(plan: TrainingPlan, records: Sequence[Record]) -> str:
+    """SHA-256 of what every row of every step holds, in order, pictures included."""
     digest = hashlib.sha256()
     for step in plan.steps:
         content: list[Any] = [
-            [[s.key, s.tokens, s.labels] for tree in trees for s in tree.sequences] for trees in step.rows
+            [
+                [s.key, s.tokens, s.labels, s.image and records[s.key.record].image_sha256]
+                for tree in trees
+                for s in tree.sequences
+            ]
+            for trees in step.rows
         ]
         digest.update(json.dumps(content).encode())
     return digest.hexdigest()
