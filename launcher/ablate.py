@@ -57,7 +57,7 @@ def run_ablation(
 
     logging.basicConfig(level=logging.WARNING, format="plast: %(levelname)s: %(message)s")
     config = _asked(load_config(recipe, overrides), seeds, names)
-    _check_names(config)
+    _check_variants(config)
     own = selected_variant(config)
     with Stops() as stops:
         try:
@@ -93,13 +93,12 @@ def _seeds(config: Config) -> range:
     return range(config.seed, config.seed + config.ablate.seeds)
 
 
-def _check_names(config: Config) -> None:
+def _check_variants(config: Config) -> None:
     """Raises UserError for a variant that cannot be, before anything is trained."""
     own = selected_variant(config)
     variants = other_variants(config, 1, images=True)
-    wanted(variants, config.ablate.variants, [own.name])
     wanted(variants, list(config.ablate.only), [own.name])
-    for variant in variants:
+    for variant in wanted(variants, config.ablate.variants, [own.name]):
         variant_config(config, variant, config.seed)
 
 

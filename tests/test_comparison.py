@@ -5,37 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from commands import plast
 from html_reader import Page
-from safetensors.torch import load_file, save_file
 
 from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
-from plast_train.comparison.plan import Entry, first_entries, plan_entries, run_name
+from plast_train.comparison.plan import Entry, first_entries, run_name
 from plast_train.comparison.publish import compare_runs, publish_ablation
-from plast_train.comparison.sharing import share
-from plast_train.comparison.variants import (
-    Variant,
-    other_variants,
-    selected_variant,
-    variant_config,
-    wanted,
-)
-from plast_train.config import Config, dump_config, load_config, with_values
+from plast_train.comparison.variants import Variant
+from plast_train.config import dump_config, load_config
 from plast_train.errors import UserError
-from plast_train.run_folder import RunFolder, publish_text, sha256_of
-from plast_train.stages import inputs_of, is_done, settings_of
+from plast_train.run_folder import sha256_of
 
 RULE = "parrot2024"
-LANGUAGES = ["en", "pt", "zh"]
 
 
 def make_run(folder: Path, trained: dict[str, str], name: str = "quiz", circular: bool = False) -> Path:
@@ -174,44 +160,6 @@ def test_the_page_sets_runs_side_by_side(better: Path, tmp_path: Path) -> None:
     assert names >= {"comparison.csv", "comparison-quiz.tex", "comparison.svg", "comparison.png"}
 
 
-def tiny(**values: Any) -> Config:
-    return with_values(load_config("tiny"), values, "test")
-
-
-def test_variants_differ_in_what_they_are_called_by() -> None:
-    config = tiny()
-    variants = other_variants(config, 2, images=True)
-    configs = {v.name: variant_config(config, v, 5) for v in variants}
-    assert {c.seed for c in configs.values()} == {5}
-    for name in ("random", "shallowest", "middle", "deepest"):
-        assert (configs[name].selection.strategy, configs[name].selection.k) == (name, 2)
-    assert configs["full"].train.method == "full" and configs["full"].selection.strategy == "all"
-    assert configs["lora"].train.lora_rank == 16
-    assert configs["text_only"].train.image_in_training is False
-    assert configs["ffn"].selection.strategy == "msd" and configs["ffn"].selection.modules == "ffn"
-    assert {"threshold_candidates", "threshold_all_layers"} <= set(configs)
-    assert configs["hardest"].sampling.keep == 0.5
-    assert "text_only" not in {v.name for v in other_variants(config, 2, images=False)}
-    own = tiny(**{"selection.strategy": "deepest", "selection.k": 1})
-    assert selected_variant(own).name == "deepest"
-    names = {v.name for v in other_variants(own, 1, images=True)}
-    assert "deepest" not in names and "threshold_candidates" not in names
-
-
-def test_values_of_the_ablation_s_own_section_are_taken() -> None:
-    config = tiny(**{"ablate.only": {"lora": {"train.learning_rate": 0.5, "train.lora_rank": 4}}})
-    lora = next(v for v in other_variants(config, 1, True) if v.name == "lora")
-    made = variant_config(config, lora, 0)
-    assert (made.train.learning_rate, made.train.lora_rank) == (0.5, 4)
-    with pytest.raises(UserError, match=r"ablate\.only.*unknown key 'train\.learning_rat'.*learning_rate"):
-        variant_config(tiny(**{"ablate.only": {"lora": {"train.learning_rat": 1}}}), lora, 0)
-    with pytest.raises(UserError, match="did you mean 'deepest'"):
-        wanted([Variant("deepest", "", {})], ["deepset"], ["msd"])
-    assert (
-        wanted([Variant("deepest", "", {}), Variant("all", "", {})], ["all", "msd"], ["msd"])[0].name == "all"
-    )
-
-
 def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     own, shallow, rule = (
@@ -221,7 +169,7 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     )
     make_run(runs / "msd-seed-0", {"en": "1100", "pt": "1110"})
     make_run(runs / "msd-seed-1", {"en": "1100", "pt": "1111"})
-    config = tiny()
+    config = load_config("tiny")
     entries = first_entries(config, own, [0, 1])
     entries += [Entry(shallow, s, (0,), config, f"msd-seed-{s}") for s in (0, 1)]
     entries += [Entry(rule, s, (), config, None, "no layer selected") for s in (0, 1)]
@@ -235,74 +183,3 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     first = sha256_of(tmp_path / "ablation.png")
     publish_ablation(entries, tmp_path)
     assert sha256_of(tmp_path / "ablation.png") == first  # the same input, the same bytes
-
-
-def probed(run: Path) -> None:
-    """Statistics of a decoder of four layers, of which layer 0 alone stands out by the MSD rule."""
-    active = torch.full((5, 4, 3), 10, dtype=torch.int32)
-    active[:, 0] = torch.tensor([10, 20, 30])
-    active[:, 1, 2] = 11
-    shared = torch.tensor([2, 3, 9, 9], dtype=torch.int32)[None, :, None].expand(5, 4, 3).contiguous()
-    shared[:, :, 0] = 10
-    (run / "activations").mkdir(parents=True)
-    save_file(
-        {"active": active, "shared_with_english": shared}, run / "activations" / "statistics.safetensors"
-    )
-
-
-def test_a_variant_that_trains_the_same_shares_the_run(tmp_path: Path) -> None:
-    config = tiny(**{"data.languages": LANGUAGES})
-    own = selected_variant(config)
-    first = [replace(entry, layers=(0,)) for entry in first_entries(config, own, [0, 1])]
-    for entry in first:
-        probed(tmp_path / str(entry.run))
-    entries = {(e.variant.name, e.seed): e for e in plan_entries(config, first, tmp_path, images=True)}
-    assert len(entries) == 2 * (1 + len(other_variants(config, 1, True)))
-    for name in ("shallowest", "threshold_candidates", "threshold_all_layers"):
-        assert (entries[name, 1].layers, entries[name, 1].run) == ((0,), "msd-seed-1")
-    for name, layers in (("deepest", (3,)), ("middle", (1,)), ("all", (0, 1, 2, 3)), ("ffn", (0,))):
-        assert (entries[name, 0].layers, entries[name, 0].run) == (layers, f"{name}-seed-0")
-    assert entries["full", 0].run == "full-seed-0" and entries["lora", 0].layers == (0, 1, 2, 3)
-    drawn = {seed: entries["random", seed] for seed in (0, 1)}
-    for seed, entry in drawn.items():
-        same = {(0,): "msd", (1,): "middle", (3,): "deepest"}.get(entry.layers, "random")
-        assert entry.run == f"{same}-seed-{seed}" and len(entry.layers) == 1
-
-
-def test_a_rule_that_selects_nothing_is_told_and_not_run(tmp_path: Path) -> None:
-    config = tiny(**{"data.languages": LANGUAGES, "ablate.variants": ["threshold_all_layers"]})
-    first = [replace(e, layers=(0,)) for e in first_entries(config, selected_variant(config), [0])]
-    probed(tmp_path / "msd-seed-0")
-    path = tmp_path / "msd-seed-0" / "activations" / "statistics.safetensors"
-    tables = load_file(path)
-    tables["active"][:, 2:, 2] = 60  # the mean over all layers is then above every candidate's
-    save_file(tables, path)
-    _, entry = plan_entries(config, first, tmp_path, images=True)
-    assert entry.run is None and "no layer selected" in str(entry.refused)
-
-
-def test_a_probe_is_shared_only_where_it_is_the_run_s_own(tmp_path: Path) -> None:
-    config, base = tiny(), {"fingerprint": "f"}
-    first = RunFolder(tmp_path / "first")
-    for name in ("first", "same", "seed", "torn"):
-        publish_text(tmp_path / name / "records.jsonl", "{}\n")
-    publish_text(first.statistics, "tables")
-    publish_text(first.evaluation / "parts" / "base" / "rank-0.jsonl", "{}\n")
-    inputs = inputs_of("collect", config, first, base)
-    assert inputs is not None
-    first.publish_record("collect", settings_of("collect", config), inputs, [first.statistics])
-
-    def shared(name: str, config: Config) -> RunFolder:
-        run = RunFolder(tmp_path / name)
-        share(SimpleNamespace(config=config, run=run, base=base))  # type: ignore[arg-type]
-        return run
-
-    same = shared("same", config)
-    assert is_done("collect", config, same, base) and same.statistics.samefile(first.statistics)
-    assert not same.evaluation.exists()  # the base's answers are taken when all of them are there
-    first.publish_record("evaluate", {}, {}, [])
-    assert (shared("same", config).evaluation / "parts" / "base" / "rank-0.jsonl").is_file()
-    assert shared("seed", tiny(seed=1)).record("collect") is None
-    publish_text(first.statistics, "others")
-    publish_text(same.statistics, "others")
-    assert shared("torn", config).record("collect") is None
