@@ -11,6 +11,8 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,21 +113,26 @@ def _all_entries(config: Config, first: Sequence[Entry], prepared: Prepared) -> 
 
 
 def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:
-    """Runs what is not done of the entries in one launch of ranks. Returns the exit code."""
+    """Runs what is not done of the entries in one launch of ranks, under the lock of each run: they are
+    ordinary ones, that `plast run` may be given too. Returns the exit code."""
     from launcher.torchrun import start_ranks
 
     with stops.end_this():
         todo = [run for run in _runs(entries, prepared) if run.todo]
         _check_room(todo, prepared)
-        for run in todo:
-            write_down(run)
-            if run is not todo[0]:
-                link(todo[0].run.records, run.run.records)
     if not todo:
         return 0
-    folder = prepared.run
     names = [run.run.path.name for run in todo]
-    outcome = start_ranks(folder, names, prepared.nproc, prepared.gpus, prepared.machines, RANKS)
+    with ExitStack() as locks:
+        # At once: whether a lost machine's launcher lives takes 15 s to see, for each run.
+        with ThreadPoolExecutor(len(todo)) as threads:
+            list(threads.map(locks.enter_context, [only_launcher(run.run) for run in todo]))
+        with stops.end_this():
+            for run in todo:
+                write_down(run)
+                if run is not todo[0]:
+                    link(todo[0].run.records, run.run.records)
+        outcome = start_ranks(prepared.run, names, prepared.nproc, prepared.gpus, prepared.machines, RANKS)
     return 0 if outcome.kind == "done" else tell(outcome, prepared)
 
 
