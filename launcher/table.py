@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from plast_train.evaluation.accuracies import accuracies, is_circular, percent, points, rule_of
+from plast_train.evaluation.accuracies import accuracies, is_circular, p_value, percent, points, rule_of
 from plast_train.run_folder import RunFolder, read_json
 
 _EXPLAINED = (
@@ -87,5 +87,5 @@ def _numbers(shown: Sequence[float], comparison: Mapping[str, Any] | None) -> st
         return text
     low, high = comparison["low"], comparison["high"]
     interval = "" if low is None else f"{100 * low:+.1f} {100 * high:+.1f}"
-    p = comparison.get("p_holm", comparison["p"])
-    return f"{text}{interval:>13}{'<.001' if p < 0.001 else f'{p:.3f}'.removeprefix('0'):>6}"
+    p = p_value(comparison.get("p_holm", comparison["p"]))
+    return f"{text}{interval:>13}{p:>6}"
