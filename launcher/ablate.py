@@ -11,6 +11,8 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +59,7 @@ def run_ablation(
 
     logging.basicConfig(level=logging.WARNING, format="plast: %(levelname)s: %(message)s")
     config = _asked(load_config(recipe, overrides), seeds, names)
-    _check_names(config)
+    _check_variants(config)
     own = selected_variant(config)
     with Stops() as stops:
         try:
@@ -93,13 +95,12 @@ def _seeds(config: Config) -> range:
     return range(config.seed, config.seed + config.ablate.seeds)
 
 
-def _check_names(config: Config) -> None:
+def _check_variants(config: Config) -> None:
     """Raises UserError for a variant that cannot be, before anything is trained."""
     own = selected_variant(config)
     variants = other_variants(config, 1, images=True)
-    wanted(variants, config.ablate.variants, [own.name])
     wanted(variants, list(config.ablate.only), [own.name])
-    for variant in variants:
+    for variant in wanted(variants, config.ablate.variants, [own.name]):
         variant_config(config, variant, config.seed)
 
 
@@ -112,21 +113,26 @@ def _all_entries(config: Config, first: Sequence[Entry], prepared: Prepared) -> 
 
 
 def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:
-    """Runs what is not done of the entries in one launch of ranks. Returns the exit code."""
+    """Runs what is not done of the entries in one launch of ranks, under the lock of each run: they are
+    ordinary ones, that `plast run` may be given too. Returns the exit code."""
     from launcher.torchrun import start_ranks
 
     with stops.end_this():
         todo = [run for run in _runs(entries, prepared) if run.todo]
         _check_room(todo, prepared)
-        for run in todo:
-            write_down(run)
-            if run is not todo[0]:
-                link(todo[0].run.records, run.run.records)
     if not todo:
         return 0
-    folder = prepared.run
     names = [run.run.path.name for run in todo]
-    outcome = start_ranks(folder, names, prepared.nproc, prepared.gpus, prepared.machines, RANKS)
+    with ExitStack() as locks:
+        # At once: whether a lost machine's launcher lives takes 15 s to see, for each run.
+        with ThreadPoolExecutor(len(todo)) as threads:
+            list(threads.map(locks.enter_context, [only_launcher(run.run) for run in todo]))
+        with stops.end_this():
+            for run in todo:
+                write_down(run)
+                if run is not todo[0]:
+                    link(todo[0].run.records, run.run.records)
+        outcome = start_ranks(prepared.run, names, prepared.nproc, prepared.gpus, prepared.machines, RANKS)
     return 0 if outcome.kind == "done" else tell(outcome, prepared)
 
 

@@ -11,6 +11,7 @@ from plast_train.evaluation.accuracies import (
     COUNTED,
     accuracies,
     compared_by,
+    p_value,
     percent,
     points,
     rule_of,
@@ -99,5 +100,5 @@ def _numbers(shown: Sequence[float], comparison: Mapping[str, Any] | None) -> st
         return text
     low, high = comparison["low"], comparison["high"]
     interval = "" if low is None else f"{100 * low:+.1f} {100 * high:+.1f}"
-    p = comparison.get("p_holm", comparison["p"])
-    return f"{text}{interval:>13}{'<.001' if p < 0.001 else f'{p:.3f}'.removeprefix('0'):>6}"
+    p = p_value(comparison.get("p_holm", comparison["p"]))
+    return f"{text}{interval:>13}{p:>6}"

@@ -11,11 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from commands import plast, wait_for
 from PIL import Image
 from training_runs import LANGUAGES, make_base, questions
+
+from launcher import ablate
+from launcher.lock import only_launcher
+from launcher.stops import Stops
+from plast_train.errors import UserError
+from plast_train.run_folder import RunFolder, publish_text
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = [
@@ -159,6 +166,35 @@ def test_a_variant_s_run_folder_is_an_ordinary_one(ablation: SimpleNamespace) ->
     config = ["report", str(run / "config.yaml"), "--out", str(run), "--nproc", "2"]
     plast(*config, timeout=300)
     assert "vision tower" in (run / "report" / "index.html").read_text()
+
+
+def test_no_other_launcher_works_in_a_run_of_the_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [RunFolder(tmp_path / "runs" / name) for name in ("msd-seed-0", "msd-seed-1")]
+    todo = [SimpleNamespace(run=run, todo=("train",)) for run in folders]
+    prepared: Any = SimpleNamespace(run=RunFolder(tmp_path), nproc=1, gpus=[], machines=None)
+    launched = []
+
+    def start_ranks(_out: RunFolder, names: list[str], *_: object) -> SimpleNamespace:
+        for run in folders:
+            with pytest.raises(UserError, match="another plast works there"), only_launcher(run):
+                pass
+        launched.append(names)
+        return SimpleNamespace(kind="done")
+
+    monkeypatch.setattr("launcher.torchrun.start_ranks", start_ranks)
+    monkeypatch.setattr(ablate, "_runs", lambda *_: todo)
+    monkeypatch.setattr(ablate, "_check_room", lambda *_: None)
+    monkeypatch.setattr(ablate, "write_down", lambda prepared: publish_text(prepared.run.records, "{}\n"))
+    with Stops() as stops:
+        assert ablate._launch([], prepared, stops) == 0
+        with only_launcher(folders[1]), pytest.raises(UserError, match="msd-seed-1: another plast"):
+            ablate._launch([], prepared, stops)
+    assert launched == [["msd-seed-0", "msd-seed-1"]]
+    for run in folders:  # given back
+        with only_launcher(run):
+            pass
 
 
 def test_a_wrong_variant_is_refused_before_anything_runs(recipe: list[str], tmp_path: Path) -> None:

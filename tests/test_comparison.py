@@ -5,42 +5,37 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from commands import plast
 from html_reader import Page
-from safetensors.torch import load_file, save_file
 
+from plast_train.analysis.report_comparison import write_comparison
 from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
-from plast_train.comparison.plan import Entry, first_entries, plan_entries, run_name
+from plast_train.comparison.plan import Entry, first_entries, run_name
 from plast_train.comparison.publish import compare_runs, publish_ablation
-from plast_train.comparison.sharing import share
-from plast_train.comparison.variants import (
-    Variant,
-    other_variants,
-    selected_variant,
-    variant_config,
-    wanted,
-)
-from plast_train.config import Config, dump_config, load_config, with_values
+from plast_train.comparison.variants import Variant
+from plast_train.config import dump_config, load_config
 from plast_train.errors import UserError
-from plast_train.run_folder import RunFolder, publish_text, sha256_of
-from plast_train.stages import inputs_of, is_done, settings_of
+from plast_train.evaluation.scores import compare_all
+from plast_train.run_folder import sha256_of
 
 RULE = "parrot2024"
-LANGUAGES = ["en", "pt", "zh"]
 
 
-def make_run(folder: Path, trained: dict[str, str], name: str = "quiz", circular: bool = False) -> Path:
-    """A finished run as far as it is compared. The base is right in the `1`s of 1100 in every language, the
-    trained model in those of `trained[language]`."""
+def make_run(
+    folder: Path,
+    trained: dict[str, str],
+    name: str = "quiz",
+    circular: bool = False,
+    base: str = "1100",
+    logits_of_base: bool = False,
+) -> Path:
+    """A finished run as far as it is compared. The base is right in the `1`s of `base` in every language, the
+    trained model in those of `trained[language]`; with `logits_of_base` its option logits stay the base's."""
     config = load_config("tiny", ["evaluate.benchmarks=[]"])
     (folder / "evaluation" / "predictions").mkdir(parents=True)
     (folder / "stages").mkdir()
@@ -52,9 +47,10 @@ def make_run(folder: Path, trained: dict[str, str], name: str = "quiz", circular
     inputs = {"export": "0"}
     for language, marks in trained.items():
         lines = []
-        for model, right in (("base", "1100"), ("plast", marks)):
+        for model, right in (("base", base[: len(marks)]), ("plast", marks)):
             for unit, mark in enumerate(right):
-                logits = {"A": 1.0, "B": 0.0} if mark == "1" else {"A": 0.0, "B": 1.0}
+                by_logits = base[unit] if logits_of_base else mark
+                logits = {"A": 1.0, "B": 0.0} if by_logits == "1" else {"A": 0.0, "B": 1.0}
                 record = {"benchmark": name, "language": language, "model": model, "answer": "A"}
                 record |= {"index": unit + (10**6 if circular and unit > 1 else 0), "option_logits": logits}
                 record |= {"group": unit % 2 if circular else None}
@@ -110,9 +106,10 @@ def test_the_table_shows_what_changed(better: Path, worse: Path, tmp_path: Path)
     assert "50.0 (+0.0)" in line and "87.5 (+37.5)" in line
     per_language = [x.split() for x in text.splitlines() if x.startswith(("base", "better"))][-2:]
     assert per_language == [["base", *["50.0"] * 4], ["better", "50.0", "75.0", "100.0", "87.5"]]
-    (line,) = [x for x in text.splitlines() if x.startswith("worse") and "(-" in x]
-    assert "25.0 (-25.0)" in line and "37.5 (-12.5)" in line and "-50.0" in line
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "comparison.csv").read_text())))
+    line, against = [x for x in text.splitlines() if x.startswith("worse") and "…" in x]
+    assert "25.0 (-25.0)" in line and "37.5 (-12.5)" in line and "-50.0" in against
+    assert "quiz: difference from better in points" in text
+    rows = csv_rows(tmp_path / "out")
     assert len(rows) == 2 * 2 * 4  # runs, ways of scoring, languages and their mean
     mean = next(
         r for r in rows if (r["name"], r["score"]) == ("worse", "generated") and "mean" in r["language"]
@@ -126,11 +123,66 @@ def test_the_table_shows_what_changed(better: Path, worse: Path, tmp_path: Path)
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
 
 
-def test_intervals_that_the_run_has_published_are_shown(better: Path) -> None:
-    shown = {"generated": {"low": 0.111, "high": 0.222}, "option_logits": None}
-    tree = {"quiz": {"mean of the others": shown, "pt": {"generated": {"low": None, "high": None}}}}
+def test_numbers_that_the_run_has_published_are_shown(better: Path) -> None:
+    shown = {"generated": {"low": 0.111, "high": 0.222, "p": 0.0123}, "option_logits": None}
+    english = {"generated": {"low": None, "high": None, "p": 0.02, "p_holm": 0.0456}}
+    tree = {"quiz": {"mean of the others": shown, "en": english}}
     (better / "evaluation" / "comparisons.json").write_text(json.dumps(tree))
-    assert "+11.1 … +22.2" in compare_runs([better], None)
+    text = compare_runs([better], None)
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("better") and "(" in line]
+    assert line[3] == ".046" and line[6:10] == ["+11.1", "…", "+22.2", ".012"]
+
+
+def test_p_is_that_of_the_evaluation(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    lengths = {"en": 40, "pt": 40, "zh": 30}  # Chinese lacks the last units
+    marks = {x: "".join(map(str, (rng.random(n) < 0.8).astype(int))) for x, n in lengths.items()}
+    base = "".join(map(str, (rng.random(40) < 0.5).astype(int)))
+    run = make_run(tmp_path / "run", marks, base=base)
+    compare_runs([run], tmp_path / "out")
+    records = [
+        json.loads(line)
+        for path in sorted((run / "evaluation" / "predictions").iterdir())
+        for line in path.read_text().splitlines()
+    ]
+    expected = compare_all(records, "base", "plast", RULE)["quiz"]
+    rows = csv_rows(tmp_path / "out")
+    assert len(rows) == 2 * 4 and {row["language"] for row in rows} == set(expected)
+    for row in rows:
+        one = expected[row["language"]][row["score"]]
+        assert float(row["p"]) == pytest.approx(one["p"], abs=1e-4)
+        if "p_holm" in one:
+            assert float(row["p_holm"]) == pytest.approx(one["p_holm"], abs=1e-4)
+        else:
+            assert row["p_holm"] == ""
+
+
+def test_p_by_hand_and_a_gain_in_form_alone(tmp_path: Path) -> None:
+    gains = {"en": "0" * 9, "pt": "1" * 8 + "0", "zh": "1" * 9}
+    first = make_run(tmp_path / "first", dict.fromkeys(gains, "0" * 9), base="0" * 9)
+    form = make_run(tmp_path / "a_name_of_20_letters", gains, base="0" * 9, logits_of_base=True)
+    _, text = compare_runs([first, form], tmp_path / "out").split("\n\n", 1)  # the paths are long
+    assert max(map(len, text.splitlines())) <= 110
+    lines = [line for line in text.splitlines() if line.startswith("a_name") and "…" in line]
+    changed, against = map(str.split, lines)
+    # English does not change, all nine units gain in the mean of the others: p = 2 / 2^9; logits stay.
+    assert changed[3] == "1.000" and changed[4:6] == ["94.4", "(+94.4)"] and changed[9] == ".004"
+    assert changed[10] == "+0.0" and changed[-1] == "1.000"
+    assert against[1:4] == ["+0.0", "1.000", "+94.4"] and against[7] == ".004"
+    assert "option logits do not:\n  a_name_of_20_letters: pt, zh, mean of the others" in text
+    assert "p: exact McNemar" in text and "no p" not in text
+    rows = {(r["name"], r["score"], r["language"]): r for r in csv_rows(tmp_path / "out")}
+    pt, zh = (rows[form.name, "generated", language] for language in ("pt", "zh"))
+    assert (pt["p"], pt["p_holm"]) == ("0.0078", "0.0156")  # 2 / 2^8, of three languages the second
+    assert (zh["p_from_first"], zh["p_holm_from_first"]) == ("0.0039", "0.0117")
+    assert pt["formatting"] == "yes" and rows[form.name, "option_logits", "pt"]["formatting"] == ""
+    assert rows["first", "generated", "pt"]["formatting"] == ""
+    tex = (tmp_path / "out" / "comparison-quiz.tex").read_text()
+    assert "$p=.004$ (formatting) & $+0.0$ [" in tex and "by option logits" in tex
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "comparison.csv").read_text())))
 
 
 def test_other_benchmarks_are_refused_by_name(better: Path, tmp_path: Path) -> None:
@@ -165,51 +217,21 @@ def test_the_page_sets_runs_side_by_side(better: Path, tmp_path: Path) -> None:
     assert beside == ["comparison.svg", "comparison.png"] and "script" not in page.tags
     accuracies, runs = page.tables
     rows = {row[0]: row[1:] for row in accuracies}
-    # English and the mean of the others: trained, change, interval; then the mean against the first run's.
-    assert rows["better"][:2] == ["50.0", "+0.0"] and rows["better"][4:6] == ["87.5", "+37.5"]
-    assert rows["<script>&"][:2] == ["25.0", "-25.0"] and rows["<script>&"][4:6] == ["37.5", "-12.5"]
-    assert rows["<script>&"][8] == "-50.0"
+    # English and the mean of the others: trained, change, interval, p; the mean by option logits, and against
+    # the first run's: change, interval, p.
+    assert rows["better"][:2] == ["50.0", "+0.0"] and rows["better"][4:7] == ["1.000", "87.5", "+37.5"]
+    assert rows["better"][9:11] == [".500", "+37.5"]  # the two units that gain: 2 / 2^2
+    assert rows["<script>&"][:2] == ["25.0", "-25.0"] and rows["<script>&"][5:7] == ["37.5", "-12.5"]
+    assert rows["<script>&"][14] == "-50.0" and rows["<script>&"][17] == ".250"
+    assert "Formatting: " not in path.read_text()
+    form = make_run(
+        tmp_path / "form", dict.fromkeys(("en", "pt", "zh"), "1111"), base="0000", logits_of_base=True
+    )
+    page = write_comparison([form], tmp_path / "form.html").read_text()
+    assert "Formatting: generated answers gain, option logits do not: form (en), form (pt)" in page
     assert next(row[-4:] for row in runs if row[0] == "better") == ["25.00", "2", "4.00", "2.00"]
     names = {file.name for file in path.parent.iterdir()}
     assert names >= {"comparison.csv", "comparison-quiz.tex", "comparison.svg", "comparison.png"}
-
-
-def tiny(**values: Any) -> Config:
-    return with_values(load_config("tiny"), values, "test")
-
-
-def test_variants_differ_in_what_they_are_called_by() -> None:
-    config = tiny()
-    variants = other_variants(config, 2, images=True)
-    configs = {v.name: variant_config(config, v, 5) for v in variants}
-    assert {c.seed for c in configs.values()} == {5}
-    for name in ("random", "shallowest", "middle", "deepest"):
-        assert (configs[name].selection.strategy, configs[name].selection.k) == (name, 2)
-    assert configs["full"].train.method == "full" and configs["full"].selection.strategy == "all"
-    assert configs["lora"].train.lora_rank == 16
-    assert configs["text_only"].train.image_in_training is False
-    assert configs["ffn"].selection.strategy == "msd" and configs["ffn"].selection.modules == "ffn"
-    assert {"threshold_candidates", "threshold_all_layers"} <= set(configs)
-    assert configs["hardest"].sampling.keep == 0.5
-    assert "text_only" not in {v.name for v in other_variants(config, 2, images=False)}
-    own = tiny(**{"selection.strategy": "deepest", "selection.k": 1})
-    assert selected_variant(own).name == "deepest"
-    names = {v.name for v in other_variants(own, 1, images=True)}
-    assert "deepest" not in names and "threshold_candidates" not in names
-
-
-def test_values_of_the_ablation_s_own_section_are_taken() -> None:
-    config = tiny(**{"ablate.only": {"lora": {"train.learning_rate": 0.5, "train.lora_rank": 4}}})
-    lora = next(v for v in other_variants(config, 1, True) if v.name == "lora")
-    made = variant_config(config, lora, 0)
-    assert (made.train.learning_rate, made.train.lora_rank) == (0.5, 4)
-    with pytest.raises(UserError, match=r"ablate\.only.*unknown key 'train\.learning_rat'.*learning_rate"):
-        variant_config(tiny(**{"ablate.only": {"lora": {"train.learning_rat": 1}}}), lora, 0)
-    with pytest.raises(UserError, match="did you mean 'deepest'"):
-        wanted([Variant("deepest", "", {})], ["deepset"], ["msd"])
-    assert (
-        wanted([Variant("deepest", "", {}), Variant("all", "", {})], ["all", "msd"], ["msd"])[0].name == "all"
-    )
 
 
 def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
@@ -221,7 +243,7 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     )
     make_run(runs / "msd-seed-0", {"en": "1100", "pt": "1110"})
     make_run(runs / "msd-seed-1", {"en": "1100", "pt": "1111"})
-    config = tiny()
+    config = load_config("tiny")
     entries = first_entries(config, own, [0, 1])
     entries += [Entry(shallow, s, (0,), config, f"msd-seed-{s}") for s in (0, 1)]
     entries += [Entry(rule, s, (), config, None, "no layer selected") for s in (0, 1)]
@@ -229,80 +251,14 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     (line,) = [x for x in text.splitlines() if x.startswith("msd") and "(+" in x]
     assert "87.5 (+37.5)" in line and "+25.0 … +50.0" in line
     assert "seed 1: trains the same as, and is, msd-seed-1" in text
+    # Answers of several seeds to one question are not independent: no p, and it is said why.
+    assert "There is no p where seeds are averaged" in text and "exact McNemar" not in text
+    with (tmp_path / "ablation.csv").open() as file:
+        assert {row["p"] + row["p_from_msd"] for row in csv.DictReader(file) if row["benchmark"]} == {""}
+    assert "$p" not in (tmp_path / "ablation-quiz.tex").read_text()
     assert "rule: seed 0: no layer selected" in text
     tree = json.loads((tmp_path / "ablation.json").read_text())
     assert tree[2]["run"] == f"runs/{run_name(own, 0)}" and tree[4]["refused"] == "no layer selected"
     first = sha256_of(tmp_path / "ablation.png")
     publish_ablation(entries, tmp_path)
     assert sha256_of(tmp_path / "ablation.png") == first  # the same input, the same bytes
-
-
-def probed(run: Path) -> None:
-    """Statistics of a decoder of four layers, of which layer 0 alone stands out by the MSD rule."""
-    active = torch.full((5, 4, 3), 10, dtype=torch.int32)
-    active[:, 0] = torch.tensor([10, 20, 30])
-    active[:, 1, 2] = 11
-    shared = torch.tensor([2, 3, 9, 9], dtype=torch.int32)[None, :, None].expand(5, 4, 3).contiguous()
-    shared[:, :, 0] = 10
-    (run / "activations").mkdir(parents=True)
-    save_file(
-        {"active": active, "shared_with_english": shared}, run / "activations" / "statistics.safetensors"
-    )
-
-
-def test_a_variant_that_trains_the_same_shares_the_run(tmp_path: Path) -> None:
-    config = tiny(**{"data.languages": LANGUAGES})
-    own = selected_variant(config)
-    first = [replace(entry, layers=(0,)) for entry in first_entries(config, own, [0, 1])]
-    for entry in first:
-        probed(tmp_path / str(entry.run))
-    entries = {(e.variant.name, e.seed): e for e in plan_entries(config, first, tmp_path, images=True)}
-    assert len(entries) == 2 * (1 + len(other_variants(config, 1, True)))
-    for name in ("shallowest", "threshold_candidates", "threshold_all_layers"):
-        assert (entries[name, 1].layers, entries[name, 1].run) == ((0,), "msd-seed-1")
-    for name, layers in (("deepest", (3,)), ("middle", (1,)), ("all", (0, 1, 2, 3)), ("ffn", (0,))):
-        assert (entries[name, 0].layers, entries[name, 0].run) == (layers, f"{name}-seed-0")
-    assert entries["full", 0].run == "full-seed-0" and entries["lora", 0].layers == (0, 1, 2, 3)
-    drawn = {seed: entries["random", seed] for seed in (0, 1)}
-    for seed, entry in drawn.items():
-        same = {(0,): "msd", (1,): "middle", (3,): "deepest"}.get(entry.layers, "random")
-        assert entry.run == f"{same}-seed-{seed}" and len(entry.layers) == 1
-
-
-def test_a_rule_that_selects_nothing_is_told_and_not_run(tmp_path: Path) -> None:
-    config = tiny(**{"data.languages": LANGUAGES, "ablate.variants": ["threshold_all_layers"]})
-    first = [replace(e, layers=(0,)) for e in first_entries(config, selected_variant(config), [0])]
-    probed(tmp_path / "msd-seed-0")
-    path = tmp_path / "msd-seed-0" / "activations" / "statistics.safetensors"
-    tables = load_file(path)
-    tables["active"][:, 2:, 2] = 60  # the mean over all layers is then above every candidate's
-    save_file(tables, path)
-    _, entry = plan_entries(config, first, tmp_path, images=True)
-    assert entry.run is None and "no layer selected" in str(entry.refused)
-
-
-def test_a_probe_is_shared_only_where_it_is_the_run_s_own(tmp_path: Path) -> None:
-    config, base = tiny(), {"fingerprint": "f"}
-    first = RunFolder(tmp_path / "first")
-    for name in ("first", "same", "seed", "torn"):
-        publish_text(tmp_path / name / "records.jsonl", "{}\n")
-    publish_text(first.statistics, "tables")
-    publish_text(first.evaluation / "parts" / "base" / "rank-0.jsonl", "{}\n")
-    inputs = inputs_of("collect", config, first, base)
-    assert inputs is not None
-    first.publish_record("collect", settings_of("collect", config), inputs, [first.statistics])
-
-    def shared(name: str, config: Config) -> RunFolder:
-        run = RunFolder(tmp_path / name)
-        share(SimpleNamespace(config=config, run=run, base=base))  # type: ignore[arg-type]
-        return run
-
-    same = shared("same", config)
-    assert is_done("collect", config, same, base) and same.statistics.samefile(first.statistics)
-    assert not same.evaluation.exists()  # the base's answers are taken when all of them are there
-    first.publish_record("evaluate", {}, {}, [])
-    assert (shared("same", config).evaluation / "parts" / "base" / "rank-0.jsonl").is_file()
-    assert shared("seed", tiny(seed=1)).record("collect") is None
-    publish_text(first.statistics, "others")
-    publish_text(same.statistics, "others")
-    assert shared("torn", config).record("collect") is None

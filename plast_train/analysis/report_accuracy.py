@@ -21,6 +21,7 @@ from plast_train.evaluation.accuracies import (
     accuracies,
     compared_by,
     counted,
+    p_value,
     percent,
     points,
     rule_of,
@@ -116,12 +117,11 @@ def _interval_and_p(comparison: Comparison | None) -> list[str]:
     ends = [
         NOTHING if end is None else f"{100 * end:+.1f}" for end in (comparison["low"], comparison["high"])
     ]
-    return [*ends, p_value(comparison)]
+    return [*ends, _p(comparison)]
 
 
-def p_value(comparison: Comparison) -> str:
-    p = comparison.get("p_holm", comparison["p"])
-    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+def _p(comparison: Comparison) -> str:
+    return p_value(comparison.get("p_holm", comparison["p"]))
 
 
 def _replies(result: Result, run: RunFolder) -> str:
@@ -185,5 +185,5 @@ def _change(result: Result, label: str, pair: Sequence[float]) -> str:
     if comparison is None or comparison["low"] is None:
         return f"{text})"
     low, high = (f"{100 * comparison[end]:+.1f}" for end in ("low", "high"))
-    p = p_value(comparison)
+    p = _p(comparison)
     return f"{text}, 95 % interval {low} to {high}, p {p if p.startswith('<') else f'= {p}'})"

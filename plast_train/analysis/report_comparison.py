@@ -10,7 +10,7 @@ from pathlib import Path
 from plast_train.analysis.html_page import Section, figure, numbers, page, paragraph
 from plast_train.analysis.report_tables import NOTHING
 from plast_train.comparison.publish import compare_runs
-from plast_train.evaluation.accuracies import ENGLISH, MEAN
+from plast_train.evaluation.accuracies import ENGLISH, MEAN, p_value
 from plast_train.run_folder import publish_text
 
 Lines = list[dict[str, str]]
@@ -54,34 +54,47 @@ def write_comparison(runs: Sequence[Path], out: Path) -> Path:
 
 
 def _changes(lines: Lines) -> str:
-    """A table a benchmark: English, mean of the others, and how that mean differs from the first run's."""
+    """A table a benchmark: English, mean of the others, that by option logits, and how it differs from the
+    first run's."""
     first = lines[0]["name"]
     tables = []
     for benchmark in dict.fromkeys(line["benchmark"] for line in lines):
-        own = {
-            (line["name"], line["language"]): line
-            for line in lines
-            if line["benchmark"] == benchmark and line["score"] == "generated"
-        }
+        own = [line for line in lines if line["benchmark"] == benchmark]
+        found = {(line["name"], line["score"], line["language"]): line for line in own}
         rows = []
-        for name in dict.fromkeys(name for name, _ in own):
-            english, mean = own.get((name, ENGLISH)), own.get((name, MEAN))
-            rows.append([name, *_accuracy(english), *_accuracy(mean), *_ends(mean, f"_from_{first}")])
-        head = ["run", *["trained (%)", "change", "95 % from", "to"] * 2, "change", "95 % from", "to"]
-        groups = [("", 1), ("English", 4), (MEAN, 4), (f"mean, from {first}", 3)]
-        caption = f"{escape(benchmark)}: accuracy of generated answers; changes in percentage points."
-        tables.append(numbers(caption, head, rows, groups=groups))
+        for name in dict.fromkeys(line["name"] for line in own):
+            english, mean = (found.get((name, "generated", label), {}) for label in (ENGLISH, MEAN))
+            logits = found.get((name, "option_logits", MEAN), {})
+            against = _change(mean, f"_from_{first}")
+            rows.append([name, *_accuracy(english), *_accuracy(mean), *_change(logits, ""), *against])
+        change = ["change", "95 % from", "to", "p"]
+        head = ["run", *["trained (%)", *change] * 2, *change * 2]
+        groups = [("", 1), ("English", 5), (MEAN, 5), ("mean, option logits", 4)]
+        groups.append((f"mean, from {first}", 4))
+        caption = (
+            f"{escape(benchmark)}: accuracy of generated answers; changes in percentage points. p is "
+            "McNemar's exact test, for English corrected over the languages (Holm)."
+        )
+        tables.append(numbers(caption, head, rows, groups=groups) + _formatting(own))
     return "".join(tables)
 
 
-def _accuracy(line: dict[str, str] | None) -> list[str]:
-    return [NOTHING] * 4 if line is None else [f"{float(line['trained']):.1f}", *_ends(line, "")]
+def _formatting(lines: Lines) -> str:
+    found = [f"{line['name']} ({line['language']})" for line in lines if line["formatting"]]
+    text = f"Formatting: generated answers gain, option logits do not: {', '.join(found)}."
+    return paragraph(text) if found else ""
 
 
-def _ends(line: dict[str, str] | None, suffix: str) -> list[str]:
-    """The change and its interval."""
-    values = [(line or {}).get(f"{key}{suffix}", "") for key in ("change", "low", "high")]
-    return [NOTHING if value in ("", "nan") else f"{float(value):+.1f}" for value in values]
+def _accuracy(line: dict[str, str]) -> list[str]:
+    return [f"{float(line['trained']):.1f}" if line else NOTHING, *_change(line, "")]
+
+
+def _change(line: dict[str, str], suffix: str) -> list[str]:
+    """The change, its interval and p."""
+    values = [line.get(f"{key}{suffix}", "") for key in ("change", "low", "high")]
+    shown = [NOTHING if value in ("", "nan") else f"{float(value):+.1f}" for value in values]
+    p = line.get(f"p_holm{suffix}") or line.get(f"p{suffix}")
+    return [*shown, p_value(float(p)) if p else NOTHING]
 
 
 def _runs(lines: Lines) -> str:

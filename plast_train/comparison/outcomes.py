@@ -59,13 +59,12 @@ class Outcome:
     rule: str
     comparisons: Mapping[str, Mapping[str, Any]]
 
-    def published_interval(self, benchmark: str, way: str, language: str) -> tuple[float, float] | None:
-        """The interval of the change that the run's evaluation has published, so that no other is shown."""
+    def published(self, benchmark: str, way: str, language: str) -> Mapping[str, Any]:
+        """The comparison that the run's evaluation has published, so that no other numbers are shown."""
         found = self.comparisons.get(benchmark, {}).get(language, {})
         if self.answers[benchmark][way].circular:
             found = found.get("circular", {})
-        low, high = ((found.get(way) or {}).get(end) for end in ("low", "high"))
-        return None if low is None or high is None else (low, high)
+        return found.get(way) or {}
 
 
 def read_outcome(path: Path) -> Outcome:

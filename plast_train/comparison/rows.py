@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from plast_train.comparison.intervals import Floats, bootstrap, mean_over_units
 from plast_train.comparison.outcomes import WAYS, Answers, Outcome
 from plast_train.evaluation.accuracies import MEAN
+from plast_train.evaluation.comparisons import is_formatting
+from plast_train.evaluation.significance import differing_units, holm, mcnemar
 
 
 @dataclass(frozen=True)
@@ -20,16 +22,26 @@ class Change:
 
     `trained` is the mean over the runs, `change` its difference to `base`; `interval` is 95 % over questions,
     with the runs' answers averaged; `by_run` holds each run's own change, in the order of the seeds.
+
+    `p` is McNemar's exact one, `p_holm` that of a language corrected over the languages. There is none where
+    several runs are averaged: the test counts single answers, and those of several seeds to one question are
+    not independent.
     """
 
     base: float
     trained: float
     interval: tuple[float, float] | None
     by_run: tuple[float, ...]
+    p: float | None = None
+    p_holm: float | None = None
 
     @property
     def change(self) -> float:
         return self.trained - self.base
+
+    @property
+    def low(self) -> float | None:
+        return None if self.interval is None else self.interval[0]
 
 
 @dataclass(frozen=True)
@@ -52,46 +64,76 @@ class Group:
 
 
 def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
-    """By language, English first, and last the mean of the others, where there are any."""
+    """Of the group's runs against their base: by language, English first, and last the mean of the others,
+    where there are any."""
     answers = [outcome.answers[benchmark][way] for outcome in group.outcomes]
-    rows = {language: [i] for i, language in enumerate(answers[0].languages)}
-    if answers[0].others:
-        rows[MEAN] = answers[0].others
-    gains = np.mean([a.trained - a.base for a in answers], axis=0)
-    intervals = dict(zip(rows, bootstrap(gains, list(rows.values())), strict=True))
-    if len(group.outcomes) == 1:
-        own = group.outcomes[0]
-        intervals = {x: own.published_interval(benchmark, way, x) or i for x, i in intervals.items()}
-    return {name: _change(answers, at, intervals[name]) for name, at in rows.items()}
+    base, trained = np.stack([a.base for a in answers]), np.stack([a.trained for a in answers])
+    one = group.outcomes[0] if len(group.outcomes) == 1 else None
+    found = _compared(base, trained, _labels(answers[0]), tested=one is not None)
+    if one is None:
+        return found
+    return {label: _as_published(c, one.published(benchmark, way, label)) for label, c in found.items()}
 
 
-def _change(answers: Sequence[Answers], at: list[int], interval: tuple[float, float] | None) -> Change:
-    before = [mean_over_units(a.base[at]) for a in answers]
-    after = [mean_over_units(a.trained[at]) for a in answers]
-    by_run = tuple(y - x for x, y in zip(before, after, strict=True))
-    return Change(fmean(before), fmean(after), interval, by_run)
+def differences(first: Group, group: Group, benchmark: str, way: str) -> dict[str, Change]:
+    """How much better `group` is than `first`, by the same labels; `base` is then the accuracy of `first`."""
+    tables = [[o.answers[benchmark][way] for o in g.outcomes] for g in (first, group)]
+    theirs, ours = (np.stack([answers.trained for answers in own]) for own in tables)
+    theirs = np.broadcast_to(theirs.mean(axis=0), ours.shape)
+    return _compared(theirs, ours, _labels(tables[0][0]), tested=all(len(own) == 1 for own in tables))
 
 
-def difference(group: Group, other: Group, benchmark: str, way: str) -> Change | None:
-    """How much better than `other` on the mean of the languages that are not English; `base` is then that of
-    `other`. Paired by question. None where there is English alone."""
-    ours, theirs = (_others(g, benchmark, way) for g in (group, other))
-    if ours.shape[1] == 0:
-        return None
-    mean_ours, mean_theirs = ours.mean(axis=0), theirs.mean(axis=0)
-    every = list(range(ours.shape[1]))
-    return Change(
-        base=mean_over_units(mean_theirs),
-        trained=mean_over_units(mean_ours),
-        interval=bootstrap(mean_ours - mean_theirs, [every])[0],
-        by_run=tuple(mean_over_units(a) - mean_over_units(mean_theirs) for a in ours),
-    )
+def by_way(
+    compared: Callable[[Group, str, str], dict[str, Change]], group: Group, benchmark: str
+) -> dict[str, dict[str, Change]]:
+    """Way of scoring → `compared`, e.g. `changes`; open questions have generated answers alone."""
+    return {
+        way: compared(group, benchmark, way) for way in WAYS if way in group.outcomes[0].answers[benchmark]
+    }
 
 
-def _others(group: Group, benchmark: str, way: str) -> Floats:
-    """`[runs, languages, units]` answers of the trained models."""
-    answers = [outcome.answers[benchmark][way] for outcome in group.outcomes]
-    return np.stack([a.trained[a.others] for a in answers])
+def formatting(ways: Mapping[str, Mapping[str, Change]]) -> list[str]:
+    """Of `changes` by way, the labels whose gain shows in generated answers alone."""
+    generated, logits = (ways.get(way, {}) for way in WAYS)
+    return [label for label in logits if is_formatting(generated[label].low, logits[label].low)]
+
+
+def _labels(answers: Answers) -> dict[str, list[int]]:
+    """Which languages each line is the mean of."""
+    rows = {language: [i] for i, language in enumerate(answers.languages)}
+    return rows | ({MEAN: answers.others} if answers.others else {})
+
+
+def _compared(
+    before: Floats, after: Floats, labels: Mapping[str, list[int]], tested: bool
+) -> dict[str, Change]:
+    """Paired by unit; both are `[runs, languages, units]`."""
+    gains = (after - before).mean(axis=0)
+    intervals = bootstrap(gains, list(labels.values()))
+    tests = _tests(gains, labels) if tested else {}
+    found = {}
+    for (label, at), interval in zip(labels.items(), intervals, strict=True):
+        pairs = [(mean_over_units(b[at]), mean_over_units(a[at])) for b, a in zip(before, after, strict=True)]
+        base, trained = map(fmean, zip(*pairs, strict=True))
+        by_run = tuple(a - b for b, a in pairs)
+        found[label] = Change(base, trained, interval, by_run, *tests.get(label, ()))
+    return found
+
+
+def _tests(gains: Floats, labels: Mapping[str, list[int]]) -> dict[str, tuple[float, float | None]]:
+    """McNemar's p of each line, and of a language the one corrected over the languages."""
+    known, counts = np.nan_to_num(gains), ~np.isnan(gains)
+    p = {label: mcnemar(*differing_units(known[at], counts[at])) for label, at in labels.items()}
+    languages = [label for label in labels if label != MEAN]
+    corrected = dict(zip(languages, holm([p[language] for language in languages]), strict=True))
+    return {label: (p[label], corrected.get(label)) for label in labels}
+
+
+def _as_published(change: Change, published: Mapping[str, Any]) -> Change:
+    low, high, p, p_holm = (published.get(key) for key in ("low", "high", "p", "p_holm"))
+    if low is not None and high is not None:
+        change = replace(change, interval=(low, high))
+    return change if p is None else replace(change, p=p, p_holm=p_holm)
 
 
 def benchmarks_of(groups: Sequence[Group]) -> list[str]:
@@ -100,7 +142,8 @@ def benchmarks_of(groups: Sequence[Group]) -> list[str]:
 
 def records_of(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     """One flat record for each line, benchmark, way of scoring and language: what the CSV holds. Accuracies
-    in %, changes in points; `seed_min` and `seed_max` are the least and largest change over the seeds."""
+    in %, changes in points; `seed_min` and `seed_max` are the least and largest change over the seeds; `p`
+    and `p_holm` are as in `Change`; `formatting` is `yes` where a gain shows in generated answers alone."""
     first = groups[0]
     for group in groups:
         facts = _facts(group)
@@ -108,11 +151,15 @@ def records_of(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
             yield facts
             continue
         for benchmark in benchmarks_of(groups):
-            for way in (w for w in WAYS if w in group.outcomes[0].answers[benchmark]):
-                for language, change in changes(group, benchmark, way).items():
-                    against = difference(group, first, benchmark, way) if language == MEAN else None
+            ways = by_way(changes, group, benchmark)
+            only_form = formatting(ways)
+            for way, found in ways.items():
+                against = differences(first, group, benchmark, way)
+                for language, change in found.items():
                     named = {"benchmark": benchmark, "score": way, "language": language}
-                    yield facts | named | _numbers(change, "") | _numbers(against, f"_from_{first.name}")
+                    numbers = _numbers(change, "") | _numbers(against[language], f"_from_{first.name}")
+                    mark = "yes" if way == WAYS[0] and language in only_form else ""
+                    yield facts | named | numbers | {"formatting": mark}
 
 
 def _facts(group: Group) -> dict[str, Any]:
@@ -133,11 +180,10 @@ def _facts(group: Group) -> dict[str, Any]:
     }
 
 
-def _numbers(change: Change | None, suffix: str) -> dict[str, float]:
-    if change is None:
-        return {}
+def _numbers(change: Change, suffix: str) -> dict[str, Any]:
     low, high = change.interval or (float("nan"), float("nan"))
     numbers = {"change": change.change, "low": low, "high": high}
     numbers |= {"seed_min": min(change.by_run), "seed_max": max(change.by_run)}
-    shown = {f"{key}{suffix}": 100 * value for key, value in numbers.items()}
+    shown: dict[str, Any] = {f"{key}{suffix}": 100 * value for key, value in numbers.items()}
+    shown |= {f"p{suffix}": change.p, f"p_holm{suffix}": change.p_holm}
     return shown if suffix else {"base": 100 * change.base, "trained": 100 * change.trained} | shown

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from plast_train.comparison.rows import Change, Group, benchmarks_of, changes, difference, records_of
-from plast_train.evaluation.accuracies import ENGLISH, MEAN, percent, points
+from plast_train.comparison.rows import (
+    Change,
+    Group,
+    benchmarks_of,
+    by_way,
+    changes,
+    differences,
+    formatting,
+    records_of,
+)
+from plast_train.evaluation.accuracies import ENGLISH, MEAN, p_value, percent, points
+
+Ways = Mapping[str, Mapping[str, Change]]
 
 _WAY = "generated"
+_EXPLAINED = (
+    "others: mean of the languages that are not English; logits: its change or difference by option logits.\n"
+    "95 %: bootstrap interval of the change over questions, in points.\n"
+)
+_TESTED = "p: exact McNemar; of en, with Holm's correction over the languages."
+_NO_P = (
+    "There is no p where seeds are averaged: McNemar's test counts single answers, and the answers of\n"
+    "several seeds to one question are not independent."
+)
 
 
 def text_table(groups: Sequence[Group]) -> str:
@@ -18,9 +39,9 @@ def text_table(groups: Sequence[Group]) -> str:
     parts = [_aligned(_cost_rows(groups))]
     shown = [group for group in groups if group.outcomes]
     for benchmark in benchmarks_of(groups):
-        title = f"{benchmark}: accuracy of generated answers in % (and change in points)"
-        parts.append(f"{title}\n{_aligned(_change_rows(shown, benchmark))}")
-        parts.append(_aligned(_language_rows(shown, benchmark)))
+        parts += _benchmark(shown, benchmark)
+    if benchmarks_of(groups):
+        parts.append(_EXPLAINED + (_NO_P if _averages_seeds(groups) else _TESTED))
     parts += [f"{group.name}: {group.note}" for group in groups if group.note]
     return "\n\n".join(parts)
 
@@ -36,17 +57,20 @@ def csv_table(groups: Sequence[Group]) -> str:
 
 
 def latex_table(groups: Sequence[Group], benchmark: str) -> str:
-    """A booktabs table of one benchmark: cost, change of English and of the others' mean, with intervals."""
-    lines = [
-        r"\begin{tabular}{llrrrrr}",
-        r"\toprule",
-        r"trained & layers & share (\%) & time (s) & memory (GB) & English & mean of the others \\",
-        r"\midrule",
-    ]
+    """A booktabs table of one benchmark: cost, change of English and of the others' mean, by option logits
+    too, and that mean's difference from the first group's, with intervals and p."""
+    first, *_ = groups
+    head = ["trained", "layers", r"share (\%)", "time (s)", "memory (GB)", "English", "mean of the others"]
+    head += ["by option logits", f"mean, from {_escaped(first.name)}"]
+    lines = [r"\begin{tabular}{llrrrrrrr}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     for group in (g for g in groups if g.outcomes):
-        found = changes(group, benchmark, _WAY)
-        cells = [_escaped(group.name), _escaped(group.layers), *_costs(group)]
-        cells += [_latex_change(found.get(name)) for name in (ENGLISH, MEAN)]
+        ways = by_way(changes, group, benchmark)
+        generated, logits = ways[_WAY], ways.get("option_logits", {})
+        against = {} if group is first else differences(first, group, benchmark, _WAY)
+        shown = [generated.get(ENGLISH), generated.get(MEAN), logits.get(MEAN), against.get(MEAN)]
+        cells = [_escaped(group.name), _escaped(group.layers), *_costs(group), *map(_latex_change, shown)]
+        if MEAN in formatting(ways):
+            cells[6] += " (formatting)"
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -66,34 +90,76 @@ def _costs(group: Group) -> list[str]:
     return [f"{100 * group.mean('trained_share'):.2f}", f"{group.mean('seconds'):.0f}", f"{memory:.2f}"]
 
 
-def _change_rows(groups: Sequence[Group], benchmark: str) -> list[list[str]]:
-    """English and the mean of the others: accuracy and change, the mean's interval and spread over the seeds,
-    and how far it is from the first group's."""
-    several = any(len(group.outcomes) > 1 for group in groups)
-    against_first = [f"from {groups[0].name}", "95 %"] if groups[1:] else []
-    rows = [["", ENGLISH, MEAN, "95 %", *(["seeds"] if several else []), *against_first]]
-    for group in groups:
-        found = changes(group, benchmark, _WAY)
-        shown = [found.get(name) for name in (ENGLISH, MEAN)]
-        cells = ["–" if c is None else f"{percent(c.trained)} ({points(c.base, c.trained)})" for c in shown]
-        mean = shown[1]
-        cells.append("–" if mean is None else _interval(mean))
-        if several:
-            spread = [] if mean is None else [100 * min(mean.by_run), 100 * max(mean.by_run)]
-            cells.append(" … ".join(f"{value:+.1f}" for value in spread))
-        if against_first:
-            against = None if group is groups[0] else difference(group, groups[0], benchmark, _WAY)
-            cells += ["", ""] if against is None else [f"{100 * against.change:+.1f}", _interval(against)]
-        rows.append([group.name, *cells])
+def _benchmark(groups: Sequence[Group], benchmark: str) -> list[str]:
+    """What training changed; how far each group is from the first; the accuracy per language."""
+    tables = {group.name: by_way(changes, group, benchmark) for group in groups}
+    title = f"{benchmark}: accuracy of generated answers in % (and change in points)"
+    lines = [title, _aligned(_change_rows(groups, tables, _accuracy))]
+    marked = [f"  {name}: {', '.join(found)}" for name, ways in tables.items() if (found := formatting(ways))]
+    if marked:
+        lines += ["formatting: generated answers gain, option logits do not:", *marked]
+    parts = ["\n".join(lines)]
+    first, *others = groups
+    if others:
+        against = {g.name: by_way(partial(differences, first), g, benchmark) for g in others}
+        title = f"{benchmark}: difference from {first.name} in points"
+        parts.append(f"{title}\n{_aligned(_change_rows(groups, against, _points))}")
+    return [*parts, _aligned(_language_rows({name: ways[_WAY] for name, ways in tables.items()}))]
+
+
+def _change_rows(
+    groups: Sequence[Group], tables: Mapping[str, Ways], shown: Callable[[Change], str]
+) -> list[list[str]]:
+    """English and the mean of the others by generated answers, and that mean by option logits; each with its
+    p, or, where seeds are averaged, the least and largest change over the seeds."""
+    english, others, logits = (_WAY, ENGLISH), (_WAY, MEAN), ("option_logits", MEAN)
+    columns = [
+        (ENGLISH, english, shown),
+        ("p", english, _p),
+        ("others", others, shown),
+        ("95 %", others, _interval),
+        ("p", others, _p),
+        ("seeds", others, _spread),
+        ("logits", logits, _points),
+        ("95 %", logits, _interval),
+        ("p", logits, _p),
+    ]
+    hidden = "p" if _averages_seeds(groups) else "seeds"
+    columns = [column for column in columns if column[0] != hidden]
+    rows = [["", *(head for head, _, _ in columns)]]
+    for name, ways in tables.items():
+        found = [(ways.get(way, {}).get(label), show) for _, (way, label), show in columns]
+        rows.append([name, *("–" if change is None else show(change) for change, show in found)])
     return rows
 
 
-def _language_rows(groups: Sequence[Group], benchmark: str) -> list[list[str]]:
+def _averages_seeds(groups: Sequence[Group]) -> bool:
+    return any(len(group.outcomes) > 1 for group in groups)
+
+
+def _language_rows(tables: Mapping[str, Mapping[str, Change]]) -> list[list[str]]:
     """The base's accuracy in each language, then a line for each trained model."""
-    tables = {group.name: changes(group, benchmark, _WAY) for group in groups}
     first = next(iter(tables.values()))
     rows = [["", *first], ["base", *(percent(change.base) for change in first.values())]]
     return rows + [[name, *(percent(c.trained) for c in found.values())] for name, found in tables.items()]
+
+
+def _accuracy(change: Change) -> str:
+    return f"{percent(change.trained)} ({_points(change)})"
+
+
+def _points(change: Change) -> str:
+    return points(change.base, change.trained)
+
+
+def _spread(change: Change) -> str:
+    return f"{100 * min(change.by_run):+.1f} … {100 * max(change.by_run):+.1f}"
+
+
+def _p(change: Change) -> str:
+    """Of a language the one corrected over the languages."""
+    p = change.p if change.p_holm is None else change.p_holm
+    return "–" if p is None else p_value(p)
 
 
 def _interval(change: Change) -> str:
@@ -107,10 +173,13 @@ def _latex_change(change: Change | None) -> str:
     if change is None:
         return "--"
     shown = f"${100 * change.change:+.1f}$"
-    if change.interval is None:
+    if change.interval is not None:
+        low, high = change.interval
+        shown += f" [${100 * low:+.1f}$, ${100 * high:+.1f}$]"
+    if change.p is None:
         return shown
-    low, high = change.interval
-    return f"{shown} [${100 * low:+.1f}$, ${100 * high:+.1f}$]"
+    p = _p(change)
+    return f"{shown}, $p{p if p.startswith('<') else f'={p}'}$"
 
 
 def _escaped(text: str) -> str:
@@ -120,7 +189,10 @@ def _escaped(text: str) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    return f"{value:.4f}" if isinstance(value, float) else value
+    """Four digits behind the point; a p below that keeps three that say something."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

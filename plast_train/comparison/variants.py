@@ -10,7 +10,8 @@ from typing import Any
 from plast_train.config import Config, with_values
 from plast_train.errors import UserError, nearest
 
-# Rank of the adapters where `ablate.only` gives none; Hu et al. 2021 find ranks of 4 to 64 about alike.
+# Rank of the adapters where neither recipe nor `ablate.only` gives one; Hu et al. 2021 find ranks of 4 to 64
+# about alike.
 LORA_RANK = 16
 PER_TEMPLATE = 8
 
@@ -31,10 +32,13 @@ def selected_variant(config: Config) -> Variant:
 
 def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
     """The rest; `k` is how many layers the recipe's own selection chose, `images` whether any record has one.
-    Those that would be the recipe itself are left out."""
+    Those that would be the recipe itself are left out. A recipe's LoRA is kept where a variant is about other
+    layers; full training, which leaves no layer to choose, is not."""
+    train = config.train
+    chosen: dict[str, Any] = {"train.method": "layers"} if train.method == "full" else {}
 
     def by_number(strategy: str) -> dict[str, Any]:
-        return {"selection.strategy": strategy, "selection.k": k, "selection.layers": []}
+        return chosen | {"selection.strategy": strategy, "selection.k": k, "selection.layers": []}
 
     every: dict[str, Any] = {"selection.strategy": "all", "selection.k": None, "selection.layers": []}
     whole = every | {"selection.modules": "all"}
@@ -44,21 +48,25 @@ def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
         Variant("deepest", "as many, the deepest", by_number("deepest")),
         Variant("random", "as many at random, others for each seed", by_number("random")),
         Variant("all", "every layer", every),
-        Variant("ffn", "FFN of the selected layers", {"selection.modules": "ffn"}),
-        Variant("attention", "attention of the selected layers", {"selection.modules": "attention"}),
+        Variant("ffn", "FFN of the selected layers", chosen | {"selection.modules": "ffn"}),
+        Variant("attention", "attention of the selected layers", chosen | {"selection.modules": "attention"}),
         Variant(
             "lora",
             "LoRA adapters on every layer",
-            whole | {"train.method": "lora", "train.lora_rank": LORA_RANK},
+            whole | {"train.method": "lora", "train.lora_rank": train.lora_rank or LORA_RANK},
         ),
-        Variant("full", "everything but the vision tower", whole | {"train.method": "full"}),
+        Variant(
+            "full",
+            "everything but the vision tower",
+            whole | {"train.method": "full", "train.lora_rank": None, "train.lora_alpha": None},
+        ),
     ]
     if config.selection.strategy == "msd":
         for rule in ("candidates", "all_layers"):
             shows = f"MSD above the mean over {rule.replace('_', ' ')}"
             variants.append(Variant(f"threshold_{rule}", shows, {"selection.threshold": rule}))
     if images:
-        other = not config.train.image_in_training
+        other = not train.image_in_training
         name, shows = ("with_image", "with the image") if other else ("text_only", "without the image")
         variants.append(Variant(name, f"training {shows}", {"train.image_in_training": other}))
     variants += [

@@ -77,6 +77,11 @@ def percent(fraction: float) -> str:
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
+def p_value(p: float) -> str:
+    """Three digits, as in `.042`."""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
 def points(before: float, after: float) -> str:
     """A change in percentage points, with its sign; a dash for NaN."""
     return "–" if math.isnan(after - before) else f"{100 * (after - before):+.1f}"

@@ -22,7 +22,7 @@ import numpy as np
 
 from plast_train.evaluation.accuracies import ENGLISH, MEAN, headline_rule
 from plast_train.evaluation.matching import RULES
-from plast_train.evaluation.significance import holm, interval, mcnemar
+from plast_train.evaluation.significance import differing_units, holm, interval, mcnemar
 
 Record = Mapping[str, Any]
 Right = Callable[[Record], bool]
@@ -92,12 +92,13 @@ def compare(
 def _joined(by_score: Mapping[str, Mapping[str, Any]], label: str) -> dict[str, Any]:
     generated = by_score["generated"][label]
     logits = by_score["option_logits"][label] if "option_logits" in by_score else None
-    formatting = logits is not None and _gains(generated) and not _gains(logits)
+    formatting = logits is not None and is_formatting(generated["low"], logits["low"])
     return {"generated": generated, "option_logits": logits, "formatting": formatting}
 
 
-def _gains(comparison: Mapping[str, Any]) -> bool:
-    return comparison["low"] is not None and comparison["low"] > 0
+def is_formatting(generated: float | None, option_logits: float | None) -> bool:
+    """Whether a gain shows in generated answers alone, by the lower ends of the changes' intervals."""
+    return (generated or 0) > 0 and (option_logits or 0) <= 0
 
 
 def units_of(base: Sequence[Record], trained: Sequence[Record], right: Right, way: str | None) -> Units:
@@ -127,9 +128,7 @@ def _comparison(units: Sequence[Units], seed: int) -> dict[str, Any]:
     indices = sorted(set().union(*units))
     gains, counts = np.array([[own.get(i, (0, 0)) for i in indices] for own in units]).transpose(2, 0, 1)
     change = fmean(int(g.sum()) / int(n.sum()) for g, n in zip(gains, counts, strict=True))
-    # A language's share of the mean does not depend on its number of rows.
-    net = (gains / counts.sum(1, keepdims=True)).sum(0).round(12)
-    only_base, only_trained = int((net < 0).sum()), int((net > 0).sum())
+    only_base, only_trained = differing_units(gains, counts)
     low, high = interval(gains, counts, seed) or (None, None)
     return {
         "change": change,

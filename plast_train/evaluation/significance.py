@@ -21,6 +21,16 @@ def mcnemar(only_base: int, only_trained: int) -> float:
     return float(stats.binomtest(only_base, differing, 0.5).pvalue) if differing else 1.0
 
 
+def differing_units(gains: np.ndarray, counts: np.ndarray) -> tuple[int, int]:
+    """How many units the one model has more right than the other, and the reverse: what `mcnemar` takes.
+
+    `gains` and `counts` are those of `interval`. In the mean over several languages a language's share does
+    not depend on its number of rows.
+    """
+    net = (gains / counts.sum(1, keepdims=True)).sum(0).round(12)
+    return int((net < 0).sum()), int((net > 0).sum())
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """The p values, in their order, corrected for their number (Holm 1979, Scand. J. Statist. 6, 65-70): the
     k-th smallest of m times m - k + 1, never below one smaller than it, at most 1."""
