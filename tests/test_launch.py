@@ -63,6 +63,12 @@ def base_without(pattern: str) -> Change:
     return change
 
 
+def broken_index(folder: Path, asked: list[str], _patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    shutil.copytree(asked[0].partition("=")[2], folder / "base")
+    (folder / "base" / "model.safetensors.index.json").write_text('{"weight_map": ["model.safetensors"]}')
+    return {"overrides": [f"model.path={folder / 'base'}"]}
+
+
 def wrong_architecture(folder: Path, asked: list[str], _patch: pytest.MonkeyPatch) -> dict[str, Any]:
     shutil.copytree(asked[0].partition("=")[2], folder / "base")
     (folder / "base" / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
@@ -128,6 +134,7 @@ def with_override(*overrides: str) -> Change:
     ("change", "message"),
     [
         (base_without("model.safetensors"), "no .*weights"),
+        (broken_index, "index.json: has no 'weight_map'"),
         (base_without("config.json"), "config.json"),
         (base_without("tokenizer*"), "tokenizer"),
         (base_without("*processor_config.json"), "image processor cannot be loaded"),

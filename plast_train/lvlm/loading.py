@@ -19,7 +19,7 @@ from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.families import Family, family_of
 from plast_train.lvlm.prompts import Prompter
 from plast_train.paths import cache_folder
-from plast_train.run_folder import read_json, read_object, sha256_of
+from plast_train.run_folder import read_object, sha256_of
 
 
 @dataclass
@@ -73,7 +73,10 @@ def check_base(folder: Path) -> Family:
         raise UserError(f"{folder}: no *.safetensors weights; download the model's weights into it")
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        named = set(read_json(index)["weight_map"].values())
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index}: has no 'weight_map' from tensors to files; get the file anew")
+        named = set(weight_map.values())
         missing = sorted(n for n in named if not (folder / n).is_file())
         if missing:
             raise UserError(f"{index}: names weights that are missing: {', '.join(missing)}")
