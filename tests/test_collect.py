@@ -67,7 +67,9 @@ def statistics(tiny_folder: Path, questions: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.parametrize(
-    ("ranks", "deepspeed"), [("2", "zero2"), ("3", "zero2"), ("2", "zero3")], ids=lambda value: value
+    ("ranks", "deepspeed"),
+    [("2", "zero2"), ("3", "zero2"), pytest.param("2", "zero3", marks=pytest.mark.slow)],
+    ids=lambda value: value,
 )
 def test_the_file_is_the_same_to_the_byte(
     ranks: str, deepspeed: str, tiny_folder: Path, questions: Path, statistics: Path, tmp_path: Path

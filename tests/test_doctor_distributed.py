@@ -330,6 +330,7 @@ class Nodes:
         return {node: started.returncode for node, started in self._started.items()}, outputs
 
 
+@pytest.mark.slow
 def test_sound_machines_are_fit(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 2)
     for node in (1, 0):

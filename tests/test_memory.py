@@ -121,6 +121,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, fl
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_states_and_traffic_are_those_of_deepspeed(measured: dict[str, dict[str, float]], stage: int) -> None:
     model = LlamaForCausalLM(LlamaConfig(**SIZES))

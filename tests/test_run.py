@@ -133,6 +133,7 @@ def test_a_typo_leaves_the_run_as_it_was(run: Path, model: Path, shared: Path) -
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_questions_with_photographs(model: Path, shared: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     plast(

@@ -53,6 +53,7 @@ def watched(folder: Path, what: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code"),
     [
