@@ -44,7 +44,6 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "export": (),
     "evaluate": (
         "model.dtype",
-        "evaluate.image_root",
         "evaluate.matching",
         "evaluate.max_new_tokens",
         "evaluate.localised_instruction",
