@@ -61,9 +61,10 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
     """The records whose sequences the model can run, in order.
 
     Raises:
-        UserError: more of them than `data.max_bad_fraction` cannot.
+        UserError: more of them than `data.max_bad_fraction` cannot, or none is left to probe.
     """
     from plast_train.data.audit import check_sequences
+    from plast_train.data.questions import complete
 
     prompter, numbers = base.prompter, range(len(records))
     kept = set(numbers)
@@ -83,7 +84,13 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
                 image_tokens=prompter.image_tokens,
             )
         )
-    return [records[number] for number in sorted(kept)]
+    usable = [records[number] for number in sorted(kept)]
+    if not complete(usable, config.data.languages):
+        raise UserError(
+            "data.questions: no record with a question in every language can be probed; mend those that are "
+            "left out above"
+        )
+    return usable
 
 
 def check_validation(config: Config, records: list[Record]) -> None:

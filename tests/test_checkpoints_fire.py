@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from plast_train.training import checkpoint_files, checkpoints
 from plast_train.training.checkpoint_files import MANIFEST, newest_valid, step_name
 
 OLD, NEW = step_name(5), step_name(10)
+NOBODY = 65534  # the user of that name
 WHITE = b" \n\t\r"
 
 
@@ -230,14 +232,21 @@ def test_a_disk_that_becomes_read_only(disk: Path) -> None:
     checkpoints.settle(folder, ALONE)
 
 
-def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    save(tmp_path, 5)
-    tmp_path.chmod(0o555)
-    with pytest.raises(UserError, match=r"Permission denied.*step-00000010"):
-        save(tmp_path, 10)
-    tmp_path.chmod(0o755)
+def test_a_folder_that_may_not_be_written() -> None:
+    """As nobody where this process is root's, which may write everywhere."""
+    user = os.geteuid()
+    with TemporaryDirectory() as name:  # pytest's own is the user's alone
+        folder = Path(name)
+        save(folder, 5)
+        folder.chmod(0o555)
+        os.seteuid(NOBODY if user == 0 else user)
+        try:
+            with pytest.raises(UserError, match=r"Permission denied.*step-00000010"):
+                save(folder, 10)
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+        assert [path.name for path in folder.iterdir()] == [OLD] and holds_step(folder / OLD, 5)
 
 
 def fail_on_rank_2(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

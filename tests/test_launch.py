@@ -93,6 +93,17 @@ def long_question(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -
     return {"overrides": [f"data.questions=[{folder / 'long.jsonl'}]", "probe.tokens_per_row=300"]}
 
 
+def nothing_to_probe(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of two records the only one with every language is too long and left out."""
+    lines = [
+        {"id": "a", "questions": {"en": "Is it red? " * 30, "pt": "É vermelho? " * 30, "de": "Rot? " * 30}},
+        {"id": "b", "questions": {"en": "Is it red?", "pt": "É vermelho?"}},
+    ]
+    (folder / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked = [f"data.questions=[{folder / 'few.jsonl'}]", "data.languages=[en,pt,de]"]
+    return {"overrides": [*asked, "data.max_bad_fraction=0.5", "probe.tokens_per_row=300"]}
+
+
 def other_base(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -> dict[str, Any]:
     manifest = folder / "RUN" / "checkpoints" / "step-00000003" / "manifest.json"
     manifest.parent.mkdir(parents=True)
@@ -143,6 +154,7 @@ def with_override(*overrides: str) -> Change:
         (config_is_a_list, r"base/config.json: is \[\], not a JSON object"),
         (with_override("model.path=/no/such/model"), "no such folder"),
         (no_english, "line 1.*no English question"),
+        (nothing_to_probe, "no record with a question in every language can be probed"),
         (with_override("data.languages=[en,xx]"), "'xx'"),
         (long_question, "long.jsonl, line 1, id 'a': .* in all languages"),
         (with_override("train.instruction=<image> {question}"), "image tokens where"),
