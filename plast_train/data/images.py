@@ -28,7 +28,7 @@ class ImageDefect(ValueError):
 
 class CheckedImage(NamedTuple):
     """An image that can be used. `path` is absolute; `sha256` of the file tells a replaced picture. The file
-    has just been read whole and decoded, which takes eight times as long (photographs of 36 KB). Its time
+    has just been read whole and decoded, which takes much longer than hashing it. Its time of change
     would not survive a copy to another machine, where all would be done anew."""
 
     path: Path
