@@ -10,14 +10,12 @@ from pathlib import Path
 import psutil
 
 from launcher.outcome import Notes
-from plast_train.failures import Failure, publish_failure, stacks_path
+from plast_train.failures import SECONDS_FOR_HANG_NOTES, Failure, publish_failure, stacks_path
 
 # Seconds that ranks get to end after another has failed.
 SECONDS_TO_END = 5
 # More where all end together and write something down first: what hangs, and what was interrupted.
 SECONDS_TO_END_TOGETHER = 30
-# After the first note of a hang, every rank that runs at all has left its own.
-SECONDS_FOR_HANG_NOTES = 3
 SECONDS_BETWEEN_LOOKS = 1.0
 
 

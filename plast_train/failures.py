@@ -10,6 +10,12 @@ from pathlib import Path
 
 from plast_train.run_folder import publish_text, to_json
 
+# A rank tells the others this often that it moves; a fifth of the watchdog's limit where that is less.
+MOST_PULSE_SECONDS = 2.0
+# After the first note of a hang, every rank that runs at all has left its own: one hears of another's last
+# move up to two pulses late.
+SECONDS_FOR_HANG_NOTES = 4 * MOST_PULSE_SECONDS
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -27,19 +27,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from plast_train.failures import Failure, note_paths, publish_failure, stacks_path
+from plast_train.failures import (
+    MOST_PULSE_SECONDS,
+    SECONDS_FOR_HANG_NOTES,
+    Failure,
+    note_paths,
+    publish_failure,
+    stacks_path,
+)
 from plast_train.whereabouts import whereabouts
 
 # How long ranks may take to find each other, before the config says how long they may stand still.
 JOIN_MINUTES = 30.0
 TICK_SECONDS = 1.0
-# So often a rank tells the others; a fifth of the limit where that is less.
-MOST_PULSE_SECONDS = 5.0
 # A process that uses a smaller share of one CPU (but for the watchdog itself) does not compute; on a machine
 # that is far too busy it still gets more.
 LEAST_CPU_SHARE = 0.003
-# How long a hung rank waits for the others' notes, and for a run folder that may itself be what hangs.
-SECONDS_FOR_NOTES = 10.0
+# How long a hung rank waits for the others' notes, and for a run folder that may itself be what hangs. Longer
+# than the launchers, who speak for the silent ranks: the others' exchanges break when this one ends.
+SECONDS_FOR_NOTES = SECONDS_FOR_HANG_NOTES + 7
 
 log = logging.getLogger(__name__)
 
