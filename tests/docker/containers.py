@@ -20,6 +20,13 @@ ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = ("buildah", "debootstrap", "podman", "runc")
 CERTIFICATES = Path("/etc/ssl/certs")
 BASE, IMAGE = "localhost/plast-base", "localhost/plast"
+PODMAN = ("--cgroup-manager=cgroupfs", "--events-backend=none")
+SETTINGS = (
+    *("--runtime=runc", "--cgroups=no-conmon", "--network=host"),
+    # podman's own limits are higher than what root may set on some machines.
+    *("--ulimit=nofile=8192", "--ulimit=nproc=8192"),
+    "--no-healthcheck",  # systemd would ask for health
+)
 
 
 def missing() -> str:
@@ -43,7 +50,7 @@ class Images:
 
     def podman(self, *arguments: str, check: bool = True) -> str:
         """What it prints."""
-        command = ["podman", *self.store(), "--cgroup-manager=cgroupfs", "--events-backend=none", *arguments]
+        command = ["podman", *self.store(), *PODMAN, *arguments]
         return subprocess.run(command, check=check, stdout=subprocess.PIPE, text=True).stdout.strip()
 
     def make_base(self) -> None:
@@ -87,14 +94,15 @@ class Images:
 
     def start(self, name: str, runs: Path, *arguments: str, options: Sequence[str] = ()) -> Container:
         """A container with `runs` as /runs, in the background."""
-        settings = [
-            *("--detach", f"--name={name}", "--runtime=runc", "--cgroups=no-conmon", "--network=host"),
-            # podman's own limits are higher than what root may set on some machines.
-            *("--ulimit=nofile=8192", "--ulimit=nproc=8192"),
-            *("--no-healthcheck", f"--volume={runs}:/runs"),  # systemd would ask for health
-        ]
-        self.podman("run", *settings, *options, IMAGE, *arguments)
+        own = ["--detach", f"--name={name}", f"--volume={runs}:/runs"]
+        self.podman("run", *SETTINGS, *own, *options, IMAGE, *arguments)
         return Container(self, name)
+
+    def refusal(self) -> str:
+        """Why this machine runs no container at all, not even of the base; empty if it does."""
+        command = ["podman", *self.store(), *PODMAN, "run", *SETTINGS, "--rm", BASE, "true"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return f"no container runs on this machine: {done.stderr.strip()}" if done.returncode else ""
 
     def close(self) -> None:
         """Ends the containers and takes away the mounts that the overlay driver leaves behind."""
