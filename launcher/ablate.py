@@ -58,7 +58,7 @@ def run_ablation(
     from plast_train.comparison.publish import publish_ablation
 
     logging.basicConfig(level=logging.WARNING, format="plast: %(levelname)s: %(message)s")
-    config = _asked(load_config(recipe, overrides), seeds, names)
+    config = _asked(recipe, overrides, seeds, names)
     _check_variants(config)
     own = selected_variant(config)
     with Stops() as stops:
@@ -83,12 +83,14 @@ def run_ablation(
     return code
 
 
-def _asked(config: Config, seeds: int | None, names: Sequence[str]) -> Config:
-    """The recipe as the ablation runs it: with the values of `ablate.every`."""
+def _asked(recipe: str, overrides: Sequence[str], seeds: int | None, names: Sequence[str]) -> Config:
+    """The recipe as the ablation runs it: with the values of `ablate.every`, but for those that the command
+    line gives."""
+    config, given = load_config(recipe, overrides), {override.partition("=")[0] for override in overrides}
+    every = {key: value for key, value in config.ablate.every.items() if key not in given}
+    config = with_values(config, every, "ablate.every")
     own = {"ablate.seeds": seeds, "ablate.variants": list(names) or None}
-    given = {key: value for key, value in own.items() if value is not None}
-    config = with_values(config, given, "plast ablate")
-    return with_values(config, config.ablate.every, "ablate.every")
+    return with_values(config, {k: v for k, v in own.items() if v is not None}, "plast ablate")
 
 
 def _seeds(config: Config) -> range:

@@ -92,11 +92,17 @@ def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) 
     if stage in ("evaluate", "analyse"):
         inputs |= benchmark_hashes(config.evaluate)
     for needed in _NEEDS[stage]:
-        record = run.record(needed)
-        if record is None:
+        found = record_hash(run, needed)
+        if found is None:
             return None
-        inputs[needed] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        inputs[needed] = found
     return inputs
+
+
+def record_hash(run: RunFolder, stage: str) -> str | None:
+    """SHA-256 of a stage's record, as an input of the stages that need it; None before it is finished."""
+    record = run.record(stage)
+    return record and hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def is_benchmark(name: str) -> bool:
@@ -108,6 +114,16 @@ def is_done(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) ->
     """Whether the stage's record stands and fits the config and its inputs as they are now."""
     inputs = inputs_of(stage, config, run, base)
     return inputs is not None and run.is_done(stage, settings_of(stage, config), inputs)
+
+
+def stands(stage: str, run: RunFolder) -> bool:
+    """Whether the stage and those before it are finished and were made one of the other, so that their files
+    belong together: not so while a run is being done anew with other settings."""
+    record = run.record(stage)
+    return record is not None and all(
+        record["inputs"][needed] == record_hash(run, needed) and stands(needed, run)
+        for needed in _NEEDS[stage]
+    )
 
 
 def needed_by(stage: str) -> tuple[str, ...]:

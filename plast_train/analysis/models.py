@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch.nn import Parameter
 
 from plast_train.context import Context
@@ -13,6 +15,7 @@ from plast_train.evaluation.accuracies import BASE, TRAINED
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm
+from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import load_layers, load_weights, put_weights
 from plast_train.run_folder import read_json
 from plast_train.training.checkpoint_files import BrokenCheckpoint, checkpoints, read_manifest
@@ -65,15 +68,13 @@ def each_checkpoint(context: Context) -> Iterator[int]:
     parameters = _changed(context)
     found = context.ranks.on_first(lambda: checkpoints(context.run.checkpoints)[::-1])
     for path in found:
-        step, masters = None, {}
+        step: int | None = None
+        masters: Mapping[str, torch.Tensor] = {}
         if context.ranks.is_first:
             try:
-                manifest = read_manifest(path)
-                if manifest["base"] != context.base["fingerprint"] or set(manifest["parameters"]) != set(
-                    parameters
-                ):
-                    raise UserError(f"{path}: is not of this run's base and layers")
-                step, masters = int(manifest["step"]), load_masters(path)
+                step, masters = int(read_manifest(path)["step"]), _weights_of(context, path)
+                if set(masters) != set(parameters):
+                    raise UserError(f"{path}: is not of this run's layers")
             except (UserError, BrokenCheckpoint) as error:
                 step = None
                 context.ranks.say(f"WARNING: {path.name} is left out of the analysis: {error}")
@@ -81,3 +82,17 @@ def each_checkpoint(context: Context) -> Iterator[int]:
         if step is not None:
             put_weights(parameters, masters, context.ranks)
             yield step
+
+
+def _weights_of(context: Context, checkpoint: Path) -> Mapping[str, torch.Tensor]:
+    """By the name that the base's parameter has; LoRA adapters are merged into the base's.
+
+    Raises:
+        BrokenCheckpoint: it is.
+        UserError: it is of another base.
+    """
+    if read_manifest(checkpoint)["base"] != context.base["fingerprint"]:
+        raise UserError(f"{checkpoint}: is not of this run's base")
+    masters = load_masters(checkpoint)
+    train = context.config.train
+    return MergedWeights(context.lvlm.path, masters, train.lora_scale) if train.method == "lora" else masters

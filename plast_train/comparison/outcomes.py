@@ -17,7 +17,7 @@ from plast_train.errors import UserError
 from plast_train.evaluation.accuracies import BASE, ENGLISH, TRAINED
 from plast_train.evaluation.scores import generated_right, option_logits_right
 from plast_train.run_folder import RunFolder, read_json
-from plast_train.stages import is_benchmark
+from plast_train.stages import is_benchmark, stands
 
 WAYS = ("generated", "option_logits")
 
@@ -56,7 +56,7 @@ class Outcome:
     peak_memory: int
     answers: Mapping[str, Mapping[str, Answers]]
     benchmarks: Mapping[str, str]  # name → SHA-256 (`benchmark_hashes`)
-    rule: str
+    settings: Mapping[str, Any]  # of the stage `evaluate`, by dotted key
     comparisons: Mapping[str, Mapping[str, Any]]
 
     def published(self, benchmark: str, way: str, language: str) -> Mapping[str, Any]:
@@ -68,12 +68,12 @@ class Outcome:
 
 
 def read_outcome(path: Path) -> Outcome:
-    """Raises UserError for a folder that is no run, or one that is not evaluated."""
+    """Raises UserError for a folder that is no run, or one that is not evaluated, or not any more."""
     run = RunFolder(path)
     if not run.config.is_file():
         raise UserError(f"{path}: no run folder (it has no config.yaml); give the --out of a run")
     record = run.record("evaluate")
-    if record is None:
+    if record is None or not stands("evaluate", run):
         raise UserError(f"{path}: is not evaluated; finish it first with plast run … --out {path}")
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     published = run.evaluation / "comparisons.json"
@@ -91,7 +91,7 @@ def read_outcome(path: Path) -> Outcome:
         peak_memory=max(m["peak_memory_bytes"] for m in metrics),
         answers=read_answers(run.evaluation / "predictions", rule),
         benchmarks={name: value for name, value in record["inputs"].items() if is_benchmark(name)},
-        rule=rule,
+        settings=record["settings"],
         comparisons=read_json(published) if published.is_file() else {},
     )
 
@@ -145,8 +145,9 @@ def require_same_benchmarks(outcomes: Sequence[Outcome]) -> None:
                 f"{first.name} and {other.name} cannot be compared on {file}: {what}; evaluate both on the "
                 "same evaluate.benchmarks"
             )
-        if first.rule != other.rule:
-            raise UserError(
-                f"{first.name} and {other.name} match replies by other rules ({first.rule}, {other.rule}); "
-                "give both the same evaluate.matching"
-            )
+        for key, value in first.settings.items():
+            if other.settings[key] != value:
+                raise UserError(
+                    f"{first.name} and {other.name} were evaluated differently: {key} is {value} and "
+                    f"{other.settings[key]}; evaluate both with the same"
+                )

@@ -83,9 +83,11 @@ def rules_of(task: str) -> tuple[Any, ...]:
 
 
 def match_open(reply: str, answers: Sequence[str], rule: OpenRule) -> str | None:
-    """The first of the right answers that the reply is, by the rule; None where it is none of them."""
+    """The first of the right answers that the reply is, by the rule; None where it is none of them, or where
+    nothing is left of it to compare."""
     form = _folded if rule == "xgqa" else _composed
-    return next((answer for answer in answers if form(answer) == form(reply)), None)
+    said = form(reply)
+    return next((answer for answer in answers if said and form(answer) == said), None)
 
 
 def _composed(text: str) -> str:

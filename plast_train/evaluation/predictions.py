@@ -35,8 +35,9 @@ def open_parts(folder: Path, settings: dict[str, Any], digests: Mapping[Key, str
     on one rank, before any writes.
 
     Parts of other settings are thrown away, and so are what a kill left of a line and answers to questions
-    that are others now; those to further questions stay. `settings` is plain JSON and names all that the
-    answers depend on beside what `digests` stand for: weights, new tokens, precision.
+    that are others now, or have another right answer; those to further questions stay. `settings` is plain
+    JSON and names all that the answers depend on beside what `digests` stand for: weights, new tokens,
+    precision.
     """
     asked = folder / "settings.json"
     if not asked.exists() or read_json(asked) != settings:

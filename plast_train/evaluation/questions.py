@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,10 +39,12 @@ class Question:
 
     @cached_property
     def digest(self) -> str:
-        """What the model is shown, in 16 hex digits: an answer to other content is no answer to this."""
-        shown = hashlib.sha256(self.prompt.encode())
-        shown.update(self.item.image_bytes or b"")
-        return shown.hexdigest()[:16]
+        """What the model is shown and what is taken down beside its reply, in 16 hex digits: an answer to
+        other content, or one marked by another key, is no answer to this."""
+        item = replace(self.item, image_bytes=None)
+        content = hashlib.sha256(json.dumps([self.prompt, asdict(item)]).encode())
+        content.update(self.item.image_bytes or b"")
+        return content.hexdigest()[:16]
 
 
 Batch = list[Question]
