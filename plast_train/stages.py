@@ -102,7 +102,9 @@ def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) 
 def record_hash(run: RunFolder, stage: str) -> str | None:
     """SHA-256 of a stage's record, as an input of the stages that need it; None before it is finished."""
     record = run.record(stage)
-    return record and hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    if record is None:
+        return None
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def is_benchmark(name: str) -> bool:
