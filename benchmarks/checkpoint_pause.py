@@ -25,7 +25,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from plast_train.config import Config
 from plast_train.distributed import Ranks, end_ranks, start_ranks
 from plast_train.training.checkpoint_size import BYTES_PER_PARAMETER
-from plast_train.training.checkpoints import Identity
+from plast_train.training.checkpoints import Identity, host_memory
 from plast_train.training.engine import build_engine
 from plast_train.training.saver import Saver
 
@@ -64,7 +64,8 @@ class Loop:
         )
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
         identity = Identity("benchmark", [], "all", shapes)
-        self.saver = Saver(folder / "checkpoints", identity, {}, 1, ranks)
+        memory = host_memory(self.engine, self.parameters)
+        self.saver = Saver(folder / "checkpoints", identity, {}, 1, ranks, memory)
 
     def train(self) -> float:
         """One step; returns its seconds."""

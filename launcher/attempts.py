@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from plast_train.run_folder import RunFolder, publish_text
+from plast_train.training.checkpoint_files import checkpoints, set_aside
 
 # Faults of the run's own; `lost`, `interrupted` and `user` are none.
 OWN_FAULTS = ("hang", "killed", "defect")
@@ -118,16 +119,12 @@ def go_back(run: RunFolder) -> str | None:
     row = faults_in_a_row(read_attempts(run))
     if len(row) != FAULTS_BEFORE_GOING_BACK or row[0].place[0] != "train":
         return None
-    newest = max(run.checkpoints.glob("step-????????"), default=None)
+    newest = next(iter(checkpoints(run.checkpoints)), None)
     if newest is None:
         return None
-    aside = run.path / "suspect" / newest.name
-    if aside.exists():
-        aside = aside.with_name(f"{newest.name}-attempt-{row[-1].number}")
-    aside.parent.mkdir(exist_ok=True)
-    newest.rename(aside)
     return (
-        f"failed {len(row)} times {_where(*row[0].place)}: the newest checkpoint is set aside as {aside}; "
+        f"failed {len(row)} times {_where(*row[0].place)}: the newest checkpoint is set aside as "
+        f"{set_aside(newest)}; "
         "going on from the one before"
     )
 

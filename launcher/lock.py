@@ -33,17 +33,23 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 @dataclass(frozen=True)
 class Owner:
     """The launcher that works in a run folder. `system` names the running kernel: on the same one an flock
-    says everything."""
+    says everything. `restart` is how often Slurm has restarted its job."""
 
     host: str
     system: str
     pid: int
     job: str | None
+    restart: int = 0
     count: int = 0
 
     @staticmethod
     def me() -> Owner:
-        return Owner(socket.gethostname(), _this_system(), os.getpid(), os.environ.get("SLURM_JOB_ID"))
+        job, restart = os.environ.get("SLURM_JOB_ID"), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        return Owner(socket.gethostname(), _this_system(), os.getpid(), job, restart)
+
+    def precedes(self, other: Owner) -> bool:
+        """Whether Slurm has restarted this one's job as the other: a lost node's launcher may live on."""
+        return self.job is not None and self.job == other.job and self.restart < other.restart
 
     def is_same(self, other: Owner | None) -> bool:
         return other is not None and replace(self, count=0) == replace(other, count=0)
@@ -90,24 +96,34 @@ def only_launcher(run: RunFolder) -> Iterator[None]:
 
 def _acquire(run: RunFolder) -> int:
     """The open lock file, locked as well as its file system can."""
-    file = os.open(lock_path(run), os.O_RDWR | os.O_CREAT, 0o644)
+    file, owner = _open(run), read_owner(run)
     held = _flock(file)
-    owner = read_owner(run)
     here = owner is None or owner.system == _this_system()
     if held is False and here:
+        lives = True
+    else:
+        lives = owner is not None and not (held and here) and _counts(run, owner)
+    if lives and not (owner and owner.precedes(Owner.me())):
         raise _refusal(run, owner)
     if owner is None:
         return file
-    if not (held and here) and _counts(run, owner):
-        raise _refusal(run, owner)
-    print(f"plast: {run.path}: {owner}, which worked there, is dead; going on", file=sys.stderr, flush=True)
-    if held is False:
-        # Its machine is lost and the file system still keeps its lock: on with a file of our own.
+    what = "is an earlier start of this job and is ended" if lives else "is dead"
+    print(f"plast: {run.path}: {owner}, which worked there, {what}; going on", file=sys.stderr, flush=True)
+    if lives or held is False:
+        # What lives writes into the file, and the file system may still keep a lost machine's lock: on with a
+        # file of our own.
         os.close(file)
         lock_path(run).unlink()
-        file = os.open(lock_path(run), os.O_RDWR | os.O_CREAT, 0o644)
+        file = _open(run)
         _flock(file)
+    if lives:
+        _write(file, Owner.me())
+        time.sleep(SECONDS_TO_WATCH)  # its next beat reads this and ends it, with its ranks
     return file
+
+
+def _open(run: RunFolder) -> int:
+    return os.open(lock_path(run), os.O_RDWR | os.O_CREAT, 0o644)
 
 
 def _flock(file: int) -> bool | None:

@@ -9,7 +9,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from plast_train.failures import Failure, first_failure, note_paths, publish_failure, read_failures
+from plast_train.failures import (
+    Failure,
+    first_failure,
+    note_paths,
+    publish_failure,
+    read_failures,
+    this_start,
+)
 
 # How a line of torchrun's agent begins in its log, and how it tells that a signal ended a rank.
 _AGENT_SAYS = re.compile(r"^\S+ \S+ \d+ torch/distributed/", re.MULTILINE)
@@ -30,7 +37,8 @@ class Outcome:
 
 
 class Notes:
-    """The failure notes of one attempt: those that were there before belong to an earlier one."""
+    """The failure notes of one attempt: those that were there before belong to an earlier one, and so do
+    those of ranks that an earlier start of this job has left behind."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
@@ -38,7 +46,7 @@ class Notes:
 
     def read(self) -> list[Failure]:
         fresh = [path for path in note_paths(self.logs) if self._old.get(path) != _stamp(path)]
-        return read_failures(fresh)
+        return [failure for failure in read_failures(fresh) if failure.start == this_start()]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

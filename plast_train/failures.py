@@ -4,6 +4,7 @@ the launchers of all machines read these notes in the run folder instead."""
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,12 +18,18 @@ MOST_PULSE_SECONDS = 2.0
 SECONDS_FOR_HANG_NOTES = 4 * MOST_PULSE_SECONDS
 
 
+def this_start() -> str:
+    """Job and restart under Slurm, empty elsewhere."""
+    return ".".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT")).strip(".")
+
+
 @dataclass(frozen=True)
 class Failure:
     """A rank's end before its time.
 
     `kind` is interrupted, user, hang, killed or defect. `in_exchange`: the rank was exchanging with others,
-    so its failure may well follow from another rank's. `where` is its place in the program.
+    so its failure may well follow from another rank's. `where` is its place in the program. `start` names the
+    start of the Slurm job: a lost node's ranks may fail long after the job was started again.
     """
 
     rank: int
@@ -32,6 +39,7 @@ class Failure:
     in_exchange: bool = False
     where: str = ""
     traceback: str = ""
+    start: str = field(default_factory=this_start)
     time: float = field(default_factory=time.time)
 
 

@@ -28,7 +28,11 @@ settle() {
   PLAST_HOME=${PLAST_HOME:-$SLURM_SUBMIT_DIR}
   PLAST_RUN=$(realpath -m "${PLAST_RUN:-runs/$(basename "$PLAST_RECIPE" .yaml)}")
   PLAST_MAX_RESTARTS=${PLAST_MAX_RESTARTS:-20}
-  [[ ! -f $PLAST_RECIPE ]] || PLAST_RECIPE=$(realpath "$PLAST_RECIPE")
+  if [[ -f $PLAST_RECIPE ]]; then
+    PLAST_RECIPE=$(realpath "$PLAST_RECIPE")
+    # As it was when the job began: what is edited meanwhile is for the next job.
+    ((restarts == 0)) || [[ ! -f $PLAST_RUN/job/recipe.yaml ]] || PLAST_RECIPE=$PLAST_RUN/job/recipe.yaml
+  fi
   again=$PLAST_RUN/logs/again nproc=${PLAST_NPROC:-${SLURM_GPUS_ON_NODE:-0}} overrides=()
   ((nproc > 0)) || refuse "no GPUs here: give sbatch --gpus-per-node=N (or set PLAST_NPROC, ranks on CPUs)"
   ((restarts <= PLAST_MAX_RESTARTS)) ||
@@ -64,6 +68,16 @@ activate() {
   command -v plast >/dev/null || refuse "no plast command here: set PLAST_ENV to its environment"
 }
 
+# Ends a job that was given another one's run folder by mistake, before it writes there. Whoever works in a run
+# folder writes its lock anew every 5 s.
+require_free_folder() {
+  local lock=$PLAST_RUN/.lock before
+  [[ -s $lock ]] || return 0
+  before=$(stat -c %y "$lock")
+  sleep 12
+  [[ ! -s $lock || $(stat -c %y "$lock") == "$before" ]] || refuse "$PLAST_RUN: another plast works there"
+}
+
 # What the ranks of several nodes need to meet, and the usual settings, which the user's own go before.
 meet() {
   local nodes
@@ -87,7 +101,8 @@ keep_script() {
   kept=$(
     printf '#!/usr/bin/env bash\n'
     { grep '^#SBATCH ' "$0" && sbatch_options; } | tac | awk -F'[ =]' '!seen[$2]++' | tac # the last one counts
-    for variable in PLAST_{HOME,RECIPE,OVERRIDES,RUN,STAGES,NPROC,ENV,CONTAINER,MOUNTS,DOCTOR,MAX_RESTARTS}; do
+    for variable in PLAST_{HOME,RECIPE,OVERRIDES,RUN,STAGES,NPROC,ENV,CONTAINER,MOUNTS,DOCTOR,MAX_RESTARTS} \
+      PLAST_MASTER_{ADDR,PORT}; do
       [[ -z ${!variable:-} ]] || printf 'export %s=%q\n' "$variable" "${!variable}"
     done
     [[ ! -f $PLAST_RECIPE ]] || printf 'export PLAST_RECIPE=%q\n' "$folder/recipe.yaml"
@@ -96,15 +111,18 @@ keep_script() {
   printf '%s\n' "$kept" >"$folder/.$name" && mv "$folder/.$name" "$folder/$name"
 }
 
-# The options of this job that can come from the command line, as lines of a head.
+# The options of this job that can come from the command line, as lines of a head. Slurm does not tell
+# --signal, and --output only with this job's number in it: those are the head's.
 sbatch_options() {
-  local nodes partition account qos limit constraint gres option value
-  IFS='|' read -r nodes partition account qos limit constraint gres \
-    < <(squeue -h -j "$SLURM_JOB_ID" -o '%D|%P|%a|%q|%l|%f|%b')
+  local nodes partition account qos limit constraint gres only without reservation option value
+  IFS='|' read -r nodes partition account qos limit constraint gres only without reservation \
+    < <(squeue -h -j "$SLURM_JOB_ID" -o '%D|%P|%a|%q|%l|%f|%b|%n|%x|%v')
   [[ -z ${SLURM_GPUS:-} ]] || gres=
   for option in chdir="$PWD" job-name="$SLURM_JOB_NAME" nodes="$nodes" partition="$partition" \
     account="$account" qos="$qos" time="$limit" constraint="$constraint" gres="${gres#gres[:/]}" \
-    gpus="${SLURM_GPUS:-}" cpus-per-task="${SLURM_CPUS_PER_TASK:-}" mem="${SLURM_MEM_PER_NODE:-}"; do
+    nodelist="$only" exclude="$without" reservation="$reservation" gpus="${SLURM_GPUS:-}" \
+    gpus-per-task="${SLURM_GPUS_PER_TASK:-}" cpus-per-task="${SLURM_CPUS_PER_TASK:-}" \
+    mem="${SLURM_MEM_PER_NODE:-}" mem-per-cpu="${SLURM_MEM_PER_CPU:-}"; do
     value=${option#*=}
     case $value in
       '' | N/A | '(null)') ;;
@@ -185,16 +203,24 @@ finish() {
   exit "$1"
 }
 
+# A job that has not begun ends where its nodes are not fit; one that was restarted gets another try.
+end_unfit() {
+  ((restarts > 0)) || refuse "the check of the nodes failed (PLAST_DOCTOR=0 leaves it out)"
+  echo "the check of the nodes failed" >"$again"
+  finish "$code"
+}
+
 run_job() {
   local command
   settle
   enter_environment
   meet
+  ((restarts > 0)) || require_free_folder
   keep_script
   rm -f "$again"
   if [[ ${PLAST_DOCTOR:-1} != 0 ]]; then
     on_every_node plast doctor --distributed --out "$PLAST_RUN" --nproc "$nproc"
-    ((code == 0)) || [[ -n $stop ]] || refuse "the check of the nodes failed (PLAST_DOCTOR=0 leaves it out)"
+    ((code == 0)) || [[ -n $stop ]] || end_unfit
   fi
   for command in ${PLAST_STAGES:-run}; do
     [[ -z $stop ]] || { echo "stopped before plast $command began" >"$again" && finish 1; }

@@ -20,7 +20,7 @@ from plast_train.distributed import end_ranks, start_ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder
 from plast_train.training import checkpoint_files, loop
-from plast_train.training.checkpoints import snapshot
+from plast_train.training.checkpoints import host_memory, snapshot
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.train import train
 
@@ -48,7 +48,8 @@ def infinite_gradient(run: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            held = snapshot(seen[-1].engine, seen[-1].trained, wanted - 1, {})
+            engine, trained = seen[-1].engine, seen[-1].trained
+            held = snapshot(engine, trained, wanted - 1, host_memory(engine, trained))
             save_file(held.tensors, run / f"held-{seen[-1].ranks.rank}.safetensors")
 
 

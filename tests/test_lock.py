@@ -139,8 +139,8 @@ def test_without_locks_the_count_decides(
             pass
 
 
-def test_a_launcher_whose_folder_was_taken_over_ends(run: RunFolder) -> None:
-    """As one does that stood still for minutes, machine and all."""
+def holder(run: RunFolder, **environment: str) -> subprocess.Popen[str]:
+    """A launcher in a process of its own that has the folder."""
     script = (
         "import sys, time; from pathlib import Path; from launcher import lock;"
         "from plast_train.run_folder import RunFolder\n"
@@ -149,12 +149,43 @@ def test_a_launcher_whose_folder_was_taken_over_ends(run: RunFolder) -> None:
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(run.path)],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize(
+    ("job", "restart", "ended"), [("99", "1", True), ("99", "0", False), ("98", "1", False)]
+)
+def test_an_earlier_start_of_the_same_job_is_ended(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, job: str, restart: str, ended: bool
+) -> None:
+    """Slurm has given up its node and started the job elsewhere, but its processes live on."""
+    process = holder(run, SLURM_JOB_ID="99", SLURM_RESTART_COUNT="0")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+    if ended:
+        with only_launcher(run):
+            assert process.poll() == 1
+            time.sleep(0.5)
+            assert Owner.me().is_same(read_owner(run))
+        assert "taken over" in process.communicate()[1]
+        return
+    with pytest.raises(UserError, match="job 99"), only_launcher(run):
+        pass
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+
+
+def test_a_launcher_whose_folder_was_taken_over_ends(run: RunFolder) -> None:
+    """As one does that stood still for minutes, machine and all."""
+    process = holder(run)
     lock_path(run).unlink()
     write_owner(run, ELSEWHERE)
     _, errors = process.communicate(timeout=60)

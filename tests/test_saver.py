@@ -67,10 +67,11 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 @pytest.fixture
-def saver(tmp_path: Path) -> Iterator[Saver]:
+def saver(tmp_path: Path, weights: Weights) -> Iterator[Saver]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     ranks: Any = SimpleNamespace(rank=0, world=1, watchdog=SimpleNamespace(computing=nullcontext))
-    yield Saver(tmp_path / "checkpoints", IDENTITY, SETTINGS, 2, ranks)
+    memory = checkpoints.host_memory(ENGINE, {})
+    yield Saver(tmp_path / "checkpoints", IDENTITY, SETTINGS, 2, ranks, memory)
     dist.destroy_process_group()
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,9 +25,11 @@ from plast_train.context import Context
 from plast_train.data.packing import deal
 from plast_train.data.sampling import probe_records
 from plast_train.data.token_tree import TokenTree
+from plast_train.distributed import Ranks
 from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import publish_bytes
 from plast_train.stages import inputs_of, settings_of
+from plast_train.training.checkpoint_files import Patience
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def collect(context: Context) -> list[Path]:
     """Writes `activations/statistics.safetensors` and returns it as the stage's output.
 
     Raises:
-        UserError: a part cannot be written.
+        UserError: a part cannot be written, or is not to be seen on a machine.
         Interrupted: a stop signal came; what was counted is kept as parts.
     """
     config, run, ranks = context.config, context.run, context.ranks
@@ -45,10 +47,15 @@ def collect(context: Context) -> list[Path]:
     rows = probe_rows(context.prompter, context.records, numbers, config.probe.tokens_per_row)
     parts = _Parts(run.activation_parts, _identity(context), ranks.rank, ranks.world)
     counts = empty_counts(context.lvlm, len(numbers), len(languages), ranks.device)
-    done = ranks.broadcast(parts.rows_done() if ranks.is_first else None)
+    published = _settle(parts, ranks)
+    done = {row for numbers_of_rows in published.values() for row in numbers_of_rows}
     _count_rows(context, numbers, rows, counts, parts, done)
-    ranks.barrier()
-    parts.add_to(counts)
+    for newer in ranks.gather(parts.published):
+        published |= newer
+    counted = [row for own in [*published.values(), *ranks.gather(parts.rows)] for row in own]
+    if sorted(counted) != list(range(len(rows))):
+        raise RuntimeError(f"collect: {len(counted)} rows were counted instead of {len(rows)}, or some twice")
+    parts.add_to(counts, sorted(published))
     totals = {name: ranks.sum(table) for name, table in counts.state_dict().items()}
     if ranks.is_first:
         totals["record_index"] = torch.tensor(numbers, dtype=torch.int64)
@@ -56,6 +63,14 @@ def collect(context: Context) -> list[Path]:
         parts.remove()
     ranks.barrier()
     return [run.statistics]
+
+
+def _settle(parts: _Parts, ranks: Ranks) -> dict[str, list[int]]:
+    """The parts of an earlier launch with their rows, as rank 0 finds them once it sees all that any rank
+    sees."""
+    names = sorted({name for seen in ranks.gather(parts.names()) for name in seen})
+    found: dict[str, list[int]] = ranks.on_first(lambda: parts.rows_of(names))
+    return found
 
 
 def _count_rows(
@@ -103,16 +118,24 @@ class _Parts:
     def __init__(self, folder: Path, identity: str, rank: int, world: int) -> None:
         self.folder, self.identity, self.rank, self.world = folder, identity, rank, world
         self.rows: list[int] = []
+        self.published: dict[str, list[int]] = {}
         self._published_at = time.monotonic()
 
     def age(self) -> float:
         """Seconds since the last part."""
         return time.monotonic() - self._published_at
 
-    def rows_done(self) -> set[int]:
-        """The rows of all parts; parts of another collection and unreadable ones are removed."""
-        done: set[int] = set()
-        for path in self._paths():
+    def names(self) -> list[str]:
+        return [path.name for path in self.folder.glob("*.safetensors")]
+
+    def rows_of(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """The rows of each of these parts; one of another collection or an unreadable one is removed.
+
+        Raises:
+            UserError: a part that another machine sees does not come.
+        """
+        found = {}
+        for path in self._seen(names):
             try:
                 with safe_open(path, "pt") as part:
                     ours = part.metadata()["identity"] == self.identity
@@ -121,10 +144,10 @@ class _Parts:
                 log.warning("%s: unreadable (%s); its rows are counted again", path, error)
                 ours = False
             if ours:
-                done.update(rows)
+                found[path.name] = rows
             else:
                 path.unlink()
-        return done
+        return found
 
     def publish(self, counts: ActivationCounts) -> None:
         """Writes what was counted since the last part and empties the tables."""
@@ -140,15 +163,27 @@ class _Parts:
             raise UserError(f"{path}: {error.strerror}; mend it and run the same command again") from None
         for table in counts.state_dict().values():
             table.zero_()
+        self.published[path.name] = self.rows
         self.rows = []
 
-    def add_to(self, counts: ActivationCounts) -> None:
-        """Adds this rank's share of all parts."""
-        for path in self._paths()[self.rank :: self.world]:
+    def add_to(self, counts: ActivationCounts, names: Sequence[str]) -> None:
+        """Adds this rank's share of the parts.
+
+        Raises:
+            UserError: one that another rank has published does not come.
+        """
+        for path in self._seen(names[self.rank :: self.world]):
             counts.add(load_file(path))
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)  # also what a kill left of a part
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"))
+    def _seen(self, names: Sequence[str]) -> Iterator[Path]:
+        """The parts once they are there: a shared file system may show them late. They are never torn."""
+        patience = Patience(log.warning)
+        for path in (self.folder / name for name in names):
+            if not patience.until(path.is_file, path):
+                raise UserError(
+                    f"{path} is not to be seen on this machine: do all machines share this folder?"
+                )
+            yield path

@@ -130,6 +130,18 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[
     return None
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Moves a checkpoint out of the others' way, into `RUN/suspect`, and returns where it is then."""
+    folder, number = checkpoint.parent.parent / "suspect", 1
+    folder.mkdir(exist_ok=True)
+    aside = folder / checkpoint.name
+    while aside.exists():
+        number += 1
+        aside = folder / f"{checkpoint.name}-{number}"
+    checkpoint.rename(aside)
+    return aside
+
+
 def has_bytes(path: Path, size: int) -> bool:
     """Whether the file is there and has at least that many bytes."""
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from plast_train.training.checkpoint_files import (
     manifest_text,
     newest_valid,
     read_sizes,
+    set_aside,
     shard_name,
     step_name,
     verify,
@@ -79,25 +81,30 @@ class Exchange(Protocol):
     def gather(self, value: Any) -> list[Any]: ...
 
 
+def host_memory(engine: DeepSpeedEngine, parameters: dict[str, Parameter]) -> dict[str, torch.Tensor]:
+    """Room for this rank's part, `[3, elements]` float32 by `name@start`, pinned beside a GPU. Its pages are
+    touched, so that no snapshot has to wait for them."""
+    on_gpu = engine.device.type == "cuda"
+    return {
+        f"{owned.name}@{owned.start}": torch.empty(
+            len(owned.views), owned.stop - owned.start, pin_memory=on_gpu
+        ).fill_(0)
+        for owned in owned_ranges(engine, parameters)
+    }
+
+
 def snapshot(
     engine: DeepSpeedEngine,
     parameters: dict[str, Parameter],
     step: int,
     memory: dict[str, torch.Tensor],
 ) -> Snapshot:
-    """Copies this rank's part to host memory; training may go on while it is written.
-
-    `memory` is filled at the first call and written over at the next ones, which so neither allocate nor
-    touch fresh pages: the snapshot holds until then.
-    """
-    tensors = {}
+    """Copies this rank's part into `memory` (see `host_memory`); training may go on while it is written. The
+    next call writes it over."""
+    tensors = dict(memory)
     on_gpu = engine.device.type == "cuda"
     for owned in owned_ranges(engine, parameters):
-        key = f"{owned.name}@{owned.start}"
-        if key not in memory:
-            memory[key] = torch.empty(len(owned.views), owned.stop - owned.start, pin_memory=on_gpu)
-        tensors[key] = memory[key]
-        for copy, view in zip(memory[key], owned.views, strict=True):
+        for copy, view in zip(memory[f"{owned.name}@{owned.start}"], owned.views, strict=True):
             copy.copy_(view, non_blocking=on_gpu)
     tensors["rng.cpu"] = torch.get_rng_state()
     if on_gpu:
@@ -185,12 +192,15 @@ def choose(folder: Path, identity: Identity, settings: dict[str, Any], ranks: Ra
 
 def _choose(folder: Path, identity: Identity, settings: dict[str, Any], ranks: Ranks) -> Path | None:
     found = newest_valid(folder, ranks.say)
-    if found is None:
-        return None
-    path, manifest = found
-    wrong = _mismatch(manifest, identity, settings)
-    if wrong is not None:
-        raise UserError(f"{path}: {wrong}; give another --out, or remove {folder} to train anew")
+    if found is not None:
+        wrong = _mismatch(found[1], identity, settings)
+        if wrong is not None:
+            raise UserError(f"{found[0]}: {wrong}; give another --out, or remove {folder} to train anew")
+    path = found[0] if found else None
+    # They are none of those that `keep` counts, nor one to go back to.
+    for broken in [p for p in checkpoints(folder) if path is None or p.name > path.name]:
+        with suppress(OSError):  # a folder that cannot be written is told by the next save
+            ranks.say(f"{broken} is now {set_aside(broken)}")
     return path
 
 

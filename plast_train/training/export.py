@@ -20,7 +20,7 @@ from plast_train.distributed import stop_requested
 from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
-from plast_train.run_folder import publish_folder, sync_file
+from plast_train.run_folder import RunFolder, publish_folder, sync_file
 from plast_train.training.checkpoint_files import checkpoints, read_manifest
 from plast_train.training.checkpoints import load_masters
 from plast_train.training.model_card import model_card
@@ -35,7 +35,8 @@ def export(context: Context) -> list[Path]:
     """Writes `RUN/export/`, a Hugging Face model folder, from the newest checkpoint. Rank 0 does the work.
 
     Raises:
-        UserError: on every rank; no whole checkpoint, or one of another base.
+        UserError: on every rank; no checkpoint, a broken one (which the next run replaces), or one of
+            another base.
         Interrupted: on every rank; a stop signal came.
     """
     context.ranks.on_first(lambda: _export(context))
@@ -47,7 +48,7 @@ def _export(context: Context) -> None:
     found = checkpoints(run.checkpoints)
     if not found:
         raise UserError(f"{run.checkpoints}: no checkpoint to export; run `plast train` first")
-    masters: Mapping[str, torch.Tensor] = load_masters(found[0])
+    masters: Mapping[str, torch.Tensor] = _masters(run, found[0])
     manifest = read_manifest(found[0])
     if manifest["base"] != context.base["fingerprint"]:
         raise UserError(
@@ -61,6 +62,21 @@ def _export(context: Context) -> None:
     context.ranks.say(
         f"export: {run.export} ({changed} tensors of the base replaced, all others equal to the byte)"
     )
+
+
+def _masters(run: RunFolder, checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Of the last checkpoint. Where it has become unreadable training is no longer done.
+
+    Raises:
+        UserError: it has.
+    """
+    try:
+        return load_masters(checkpoint)
+    except UserError as error:
+        run.forget("train")
+        raise UserError(
+            f"{error}; run the same command again: it trains on from the checkpoint before"
+        ) from None
 
 
 def write_export(

@@ -40,13 +40,19 @@ class _Exchange:
 
 class Saver:
     """Writes and publishes checkpoints in one background thread a rank, one after the other. To be made and
-    called by every rank in the same order.
+    called by every rank in the same order. `memory` is what it copies the state into (`host_memory`).
 
     `last` is the checkpoint that was last published or resumed from.
     """
 
     def __init__(
-        self, folder: Path, identity: Identity, settings: dict[str, Any], keep: int, ranks: Ranks
+        self,
+        folder: Path,
+        identity: Identity,
+        settings: dict[str, Any],
+        keep: int,
+        ranks: Ranks,
+        memory: dict[str, torch.Tensor],
     ) -> None:
         self.folder, self.identity, self.settings, self.keep = folder, identity, settings, keep
         self.last: Path | None = None
@@ -54,7 +60,7 @@ class Saver:
         group = dist.new_group(backend="gloo", timeout=timedelta(hours=6))
         self._exchange = _Exchange(ranks.rank, ranks.world, group)
         self._watchdog = ranks.watchdog
-        self._memory: dict[str, torch.Tensor] = {}
+        self._memory = memory
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 

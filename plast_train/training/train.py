@@ -105,6 +105,8 @@ def _prepare(
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
     identity = checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes)
     settings = settings_of("train", config) | {"data": _digest(plan, context.records)}
+    engine = build_engine(lvlm.model, trained, config, ranks.world, micro_steps)
+    memory = checkpoints.host_memory(engine, trained)
     return Training(
         config=config,
         run=context.run,
@@ -113,12 +115,12 @@ def _prepare(
         records=context.records,
         plan=plan,
         validation=validation,
-        engine=build_engine(lvlm.model, trained, config, ranks.world, micro_steps),
+        engine=engine,
         trained=trained,
         identity=identity,
         settings=settings,
         shape=model_shape(lvlm.config),
-        saver=Saver(context.run.checkpoints, identity, settings, config.checkpoint.keep, ranks),
+        saver=Saver(context.run.checkpoints, identity, settings, config.checkpoint.keep, ranks, memory),
     )
 
 
