@@ -24,7 +24,7 @@ from checkpoint_makers import ALONE, IDENTITY, SETTINGS, holds_step, save, save_
 from plast_train import run_folder
 from plast_train.errors import UserError
 from plast_train.training import checkpoint_files, checkpoints
-from plast_train.training.checkpoint_files import MANIFEST, newest_valid, step_name
+from plast_train.training.checkpoint_files import MANIFEST, newest_valid, shard_name, step_name
 
 OLD, NEW = step_name(5), step_name(10)
 NOBODY = 65534  # the user of that name
@@ -95,6 +95,21 @@ def test_every_truncated_lengthened_and_missing_file_is_found(two: Path, impatie
         file.rmdir()
         file.write_bytes(content)
     assert newest_valid(two, pytest.fail) is not None
+
+
+def test_a_broken_one_makes_way(two: Path, impatient: None) -> None:
+    """It is neither kept instead of a whole one nor gone back to, and nothing of it is lost."""
+    (two / NEW / shard_name(1, 4)).unlink()
+    said: list[str] = []
+    ranks: Any = SimpleNamespace(on_first=lambda action: action(), say=said.append)
+    assert checkpoints.choose(two, IDENTITY, SETTINGS, ranks) == two / OLD
+    assert [path.name for path in checkpoint_files.checkpoints(two)] == [OLD]
+    assert (two.parent / "suspect" / NEW / MANIFEST).is_file()
+    assert said[-1] == f"{two / NEW} is now {two.parent / 'suspect' / NEW}"
+    save_on(4, two, 10)
+    (two / NEW / MANIFEST).write_text("torn")
+    assert checkpoints.choose(two, IDENTITY, SETTINGS, ranks) == two / OLD
+    assert sorted(path.name for path in (two.parent / "suspect").iterdir()) == [NEW, f"{NEW}-2"]
 
 
 def test_all_broken_is_none(two: Path, impatient: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,15 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from plast_train.activations.collect import _Parts
+from plast_train.activations.counts import ActivationCounts
 from plast_train.data.images import load_image
 from plast_train.data.questions import Record
 from plast_train.data.token_tree import grow_tree
+from plast_train.errors import UserError
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.lvlm.prompts import Prompter
+from plast_train.training import checkpoint_files
 
 LANGUAGES = ["en", "pt", "zh", "ru"]
 NEAR_ZERO = 1e-5
@@ -173,3 +178,22 @@ def test_sharing_the_prefix_saves_two_thirds_of_the_tokens(shared: Path) -> None
     trees = [grow_tree(group) for group in prompter.probes(records, range(len(records)))]
     one_by_one = sum(len(s.tokens) for tree in trees for s in tree.sequences)
     assert one_by_one >= 3 * sum(tree.tokens for tree in trees)
+
+
+def test_a_part_shown_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's: neither counted again nor left out."""
+    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 1.0)
+    counts = ActivationCounts.zeros(1, 1, 1, 4, torch.device("cpu"))
+    parts = _Parts(tmp_path, "this collection", 0, 1)
+    parts.rows = [3, 5]
+    parts.publish(counts)
+    (name,) = parts.published
+    assert parts.published == {name: [3, 5]} and parts.rows == []
+    hidden = (tmp_path / name).rename(tmp_path / "hidden")
+    timer = threading.Timer(0.3, hidden.rename, [tmp_path / name])
+    timer.start()
+    assert parts.rows_of([name]) == {name: [3, 5]}
+    timer.join()
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is not to be seen"):
+        parts.add_to(counts, [name])

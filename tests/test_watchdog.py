@@ -132,6 +132,17 @@ def outcome(folder: Path, *failures: Failure, agent: str = "", code: int = 1) ->
     return outcome_of(notes, folder / "torchrun.log", code, 0, several_machines=False)
 
 
+def test_what_ranks_of_an_earlier_start_write_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm has given up their node and started the job elsewhere; there they fail at last."""
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    left_behind = Failure(1, "defect", "connection closed")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert outcome(tmp_path, left_behind, code=0).kind == "done"
+    assert outcome(tmp_path, left_behind, Failure(0, "defect", "KeyError: 3")).rank == 0
+
+
 def killed(rank: int, number: int) -> str:
     return f"  rank      : {rank} (local_rank: {rank})\n  exitcode  : -{number} (pid: 7)\n"
 

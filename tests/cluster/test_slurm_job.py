@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -80,6 +81,40 @@ def test_the_kept_script_submits_the_same_again(submit_standin: Submitter, tmp_p
         for name in ("NumNodes", "Partition", "TimeLimit", "JobName", "WorkDir", "CPUs/Task"):
             assert slurm_after[name] == slurm_before[name]
         (job.run / "starts").unlink()
+
+
+def test_a_restarted_job_keeps_its_recipe(
+    submit_standin: Submitter, cluster: Cluster, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("as submitted")
+    job = begun(submit_standin(RECIPE=str(recipe)))
+    recipe.write_text("edited for the next job")
+    cluster.run("scontrol", "requeue", job.number)
+    finish(begun(job, restart=1))
+    kept = job.run / "job" / "recipe.yaml"
+    assert [start[5] for start in starts(job)] == [str(recipe)] * 2 + [str(kept)] * 2
+    assert kept.read_text() == "as submitted"
+
+
+def test_a_run_folder_in_use_is_left_alone(submit_standin: Submitter) -> None:
+    lock = submit_standin.folder / "run" / ".lock"
+    lock.parent.mkdir(parents=True)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1):
+            lock.write_text("whoever works here")
+
+    owner = threading.Thread(target=beat)
+    owner.start()
+    job = submit_standin()
+    job.wait_for("FAILED", seconds=60)
+    ended.set()
+    owner.join()
+    assert "another plast works there" in job.said()
+    assert list(job.run.iterdir()) == [lock]
+    finish(begun(submit_standin()))  # what is left of a dead one's lock is no hindrance
 
 
 def test_time_limit(submit_standin: Submitter) -> None:
@@ -210,6 +245,20 @@ def test_the_check_of_the_nodes_comes_first(submit_standin: Submitter) -> None:
     job.wait_for("FAILED", seconds=90)
     assert "the check of the nodes failed" in job.said()
     assert len(starts(job)) == 2
+
+
+def test_a_failed_check_of_a_restarted_job_is_tried_again(
+    submit_standin: Submitter, cluster: Cluster
+) -> None:
+    job = submit_standin(DOCTOR="1")
+    job.wait_for_lines("starts", 2, 60)
+    cluster.run("scontrol", "requeue", job.number)
+    job.wait_for_lines("starts", 4, 90)
+    (job.run / "fail-1").touch()
+    job.wait_for_word("restarts itself: the check of the nodes failed", 60)
+    (job.run / "fail-1").unlink()
+    job.wait_for_lines("starts", 6, 90)
+    finish(job)
 
 
 def test_a_signal_during_the_check(submit_standin: Submitter, cluster: Cluster) -> None:

@@ -182,9 +182,10 @@ def test_an_operator_requeues(training: Submitter, finished: Job) -> None:
     went_on_to_the_same_end(job, finished)
 
 
-def test_a_node_is_lost(training: Submitter, finished: Job) -> None:
+@pytest.mark.parametrize("lost", ["n1", "n2"])
+def test_a_node_is_lost(training: Submitter, finished: Job, lost: str) -> None:
+    """n1's script, `plast` and rank live on, and have the run folder's lock."""
     job = begin_training(training)
-    lost = "n2"
     with held_while_training(job):
         job.cluster.kill_node(lost)
         job.wait_for("PENDING", seconds=90)
