@@ -59,13 +59,20 @@ class Answerer:
         return [record_of(question, answer) for question, answer in zip(batch, answers, strict=True)]
 
     def _answers(self, batch: Batch) -> list[Answer]:
+        from transformers import StaticCache
+
         model: Any = self.lvlm.model
         inputs = model_inputs(self.lvlm, self.prompter, batch)
         inputs = {name: tensor.to(self.ranks.device) for name, tensor in inputs.items()}
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        # As long as these questions need, allocated once; transformers' own would be as long as any before's.
+        length = inputs["input_ids"].shape[1] + self.max_new_tokens
+        cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=length)
         output = model.generate(
             **inputs,
+            past_key_values=cache,
+            disable_compile=True,
             do_sample=False,
             num_beams=1,
             repetition_penalty=1.0,  # some families' own settings raise it
