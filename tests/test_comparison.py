@@ -15,13 +15,14 @@ from html_reader import Page
 from plast_train.analysis.report_comparison import write_comparison
 from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
-from plast_train.comparison.plan import Entry, first_entries, run_name
+from plast_train.comparison.plan import STAGES, Entry, first_entries, run_name
 from plast_train.comparison.publish import compare_runs, publish_ablation
 from plast_train.comparison.variants import Variant
-from plast_train.config import dump_config, load_config
+from plast_train.config import Config, dump_config, load_config
 from plast_train.errors import UserError
 from plast_train.evaluation.scores import compare_all
-from plast_train.run_folder import sha256_of
+from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.stages import needed_by, record_hash, settings_of
 
 RULE = "parrot2024"
 
@@ -38,13 +39,12 @@ def make_run(
     trained model in those of `trained[language]`; with `logits_of_base` its option logits stay the base's."""
     config = load_config("tiny", ["evaluate.benchmarks=[]"])
     (folder / "evaluation" / "predictions").mkdir(parents=True)
-    (folder / "stages").mkdir()
     (folder / "config.yaml").write_text(dump_config(config))
     selection = {"selected_layers": [0], "modules": "all", "trainable_parameters": 10}
     (folder / "selection.json").write_text(json.dumps(selection | {"trainable_fraction": 0.25}))
     steps = [{"step": n, "seconds": 2.0, "peak_memory_bytes": n * 1e9} for n in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    inputs = {"export": "0"}
+    inputs = {}
     for language, marks in trained.items():
         lines = []
         for model, right in (("base", base[: len(marks)]), ("plast", marks)):
@@ -59,9 +59,16 @@ def make_run(
         path = folder / "evaluation" / "predictions" / f"{name}.{language}.jsonl"
         path.write_text("".join(lines))
         inputs[f"{name}_{language}.tsv"] = f"hash of {name} {language}"
-    record = {"stage": "evaluate", "settings": {}, "inputs": inputs, "outputs": {}}
-    (folder / "stages" / "evaluate.json").write_text(json.dumps(record))
+    finish_stages(RunFolder(folder), config, inputs)
     return folder
+
+
+def finish_stages(run: RunFolder, config: Config, benchmarks: dict[str, str]) -> None:
+    """Declares everything up to the evaluation done, each stage of the ones before it."""
+    for stage in STAGES:
+        inputs = benchmarks if stage == "evaluate" else {}
+        inputs = inputs | {needed: str(record_hash(run, needed)) for needed in needed_by(stage)}
+        run.publish_record(stage, settings_of(stage, config), inputs, [])
 
 
 @pytest.fixture
@@ -201,6 +208,31 @@ def test_other_benchmarks_are_refused_by_name(better: Path, tmp_path: Path) -> N
     (better / "stages" / "evaluate.json").unlink()
     with pytest.raises(UserError, match="is not evaluated"):
         compare_runs([better], None)
+
+
+def test_a_run_that_is_being_redone_is_not_compared(better: Path) -> None:
+    run = RunFolder(better)
+    record = run.record("select")
+    assert record is not None
+    run.forget("select")
+    with pytest.raises(UserError, match="better: is not evaluated; finish it"):
+        compare_runs([better], None)
+    run.publish_record("select", record["settings"] | {"selection": "another"}, record["inputs"], [])
+    with pytest.raises(UserError, match="better: is not evaluated; finish it"):
+        compare_runs([better], None)
+    run.publish_record("select", record["settings"], record["inputs"], [])
+    compare_runs([better], None)
+
+
+def test_runs_that_were_evaluated_differently_are_refused(better: Path, worse: Path) -> None:
+    run = RunFolder(worse)
+    record = run.record("evaluate")
+    assert record is not None
+    for key, value in (("evaluate.max_new_tokens", 3), ("evaluate.localised_instruction", True)):
+        theirs = record["settings"][key]
+        run.publish_record("evaluate", record["settings"] | {key: value}, record["inputs"], [])
+        with pytest.raises(UserError, match=f"{key} is {theirs} and {value}; evaluate both"):
+            compare_runs([better, worse], None)
 
 
 def test_the_command_prints_the_table(better: Path, worse: Path) -> None:
