@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoProcessor
 
 from plast_train.config import ModelConfig
 from plast_train.evaluation.answering import Answerer
@@ -41,11 +42,12 @@ def main() -> int:
     config = ModelConfig(path="tiny", dtype="float32")
     lvlm = load_lvlm(describe_base(resolve_base(config)), config, torch.device("cpu"), None)
     questions = questions_of(benchmarks(arguments.questions), lvlm.family.chat)
-    one_by_one(lvlm, questions[:1])  # warm-up
+    processor = AutoProcessor.from_pretrained(lvlm.path)
+    one_by_one(lvlm, processor, questions[:1])  # warm-up
     began = time.perf_counter()
     batched = in_batches(lvlm, questions, arguments.batch_size)
     middle = time.perf_counter()
-    single = one_by_one(lvlm, questions)
+    single = one_by_one(lvlm, processor, questions)
     seconds, plain = middle - began, time.perf_counter() - middle
     differing = sum(batched[key] != reply for key, reply in single.items())
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
@@ -75,10 +77,7 @@ def in_batches(lvlm: Lvlm, questions: list[Question], size: int) -> dict[Any, st
     return {(r["benchmark"], r["language"], r["index"]): r["prediction"] for r in records}
 
 
-def one_by_one(lvlm: Lvlm, questions: list[Question]) -> dict[Any, str]:
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(lvlm.path)
+def one_by_one(lvlm: Lvlm, processor: Any, questions: list[Question]) -> dict[Any, str]:
     model: Any = lvlm.model
     replies = {}
     for question in questions:

@@ -74,7 +74,7 @@ def run_ablation(
                 code = _launch(first, prepared, stops)
                 if code == 0:
                     entries = _all_entries(config, first, prepared)
-                    code = _launch(entries, prepared, stops)
+                    code = _launch(entries[len(first) :], prepared, stops)
         except Interrupted as interruption:
             print(f"plast: {interruption}", file=sys.stderr)
             return 1

@@ -14,6 +14,11 @@ class UserError(Exception):
     """Something the user can mend. The message names the file, line, value and the mend."""
 
 
+class Diverged(UserError):
+    """The loss or the gradient of a training step is not finite. Raised on every rank alike, with the model
+    as other stages and runs can use it."""
+
+
 class Interrupted(Exception):
     """A stop signal reached the ranks: what was done is saved, and the same command goes on from it."""
 

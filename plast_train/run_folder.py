@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def diverged(self) -> Path:
+        """Why an ablation went on without this run: its training's loss or gradient was not finite."""
+        return self.path / "diverged.txt"
+
+    @property
     def stage_times(self) -> Path:
         """A line each time that a stage was done: its name, seconds and ranks."""
         return self.path / "stage_times.jsonl"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.distributed import end_ranks, start_ranks
-from plast_train.errors import Interrupted, UserError
+from plast_train.errors import Diverged, Interrupted, UserError
 from plast_train.run_folder import RunFolder
 from plast_train.training import checkpoint_files, loop
 from plast_train.training.checkpoints import host_memory, snapshot
@@ -30,8 +30,7 @@ def infinite_gradient(run: Path) -> Iterator[None]:
     """Makes rank 1's gradient infinite, and leaves its loss, at the step that `infinite_gradient.txt` names.
     What each rank holds after that is saved."""
     wanted = int((run / "infinite_gradient.txt").read_text())
-    forward_backward, losses = loop._forward_backward, loop.token_losses
-    seen: list[loop.Training] = []
+    forward_backward, losses, finite_norm = loop._forward_backward, loop.token_losses, loop._finite_norm
 
     def infinite(*arguments: Any) -> torch.Tensor:
         found = losses(*arguments)
@@ -39,18 +38,21 @@ def infinite_gradient(run: Path) -> Iterator[None]:
         return found
 
     def watched(training: loop.Training, step: int, batch: Any) -> float:
-        seen.append(training)
         broken = step == wanted and training.ranks.rank == 1
         with patch.object(loop, "token_losses", infinite if broken else losses):
             return forward_backward(training, step, batch)
 
-    with patch.object(loop, "_forward_backward", watched):
+    def saving(training: loop.Training, step: int) -> float:
         try:
-            yield
-        finally:
-            engine, trained = seen[-1].engine, seen[-1].trained
+            return finite_norm(training, step)
+        except Diverged:
+            engine, trained = training.engine, training.trained
             held = snapshot(engine, trained, wanted - 1, host_memory(engine, trained))
-            save_file(held.tensors, run / f"held-{seen[-1].ranks.rank}.safetensors")
+            save_file(held.tensors, run / f"held-{training.ranks.rank}.safetensors")
+            raise
+
+    with patch.object(loop, "_forward_backward", watched), patch.object(loop, "_finite_norm", saving):
+        yield
 
 
 def main(runs: list[str]) -> int:

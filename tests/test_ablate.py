@@ -168,6 +168,30 @@ def test_a_variant_s_run_folder_is_an_ordinary_one(ablation: SimpleNamespace) ->
     assert "vision tower" in (run / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
+def test_a_variant_that_diverges_costs_only_itself(recipe: list[str], tmp_path: Path) -> None:
+    """The run after it is the same as alone, and the same command tries it again."""
+    only = "ablate.only={all: {train.learning_rate: 1e30}, lora: {train.lora_rank: 2}}"
+    own = [option for option in recipe if not option.startswith("ablate.only")]
+    out = tmp_path / "out"
+    command = ["ablate", *own, only, "--out", out, "--nproc", "2", "--seeds", "1", "--variants", "all,lora"]
+    done = plast(*command, timeout=600)
+    assert "WARNING: all-seed-0 is left out" in done.stdout and "quiz: accuracy" in done.stdout
+    why = (out / "runs" / "all-seed-0" / "diverged.txt").read_text()
+    assert "is nan; records" in why or "is not finite; records" in why
+    entries = {entry["variant"]: entry for entry in json.loads((out / "ablation.json").read_text())}
+    assert entries["all"]["run"] is None and entries["all"]["refused"].startswith(why.partition(";")[0])
+    assert entries["lora"]["run"] == "runs/lora-seed-0"
+
+    own = [option for option in own if not option.startswith("selection.")]
+    options = ["selection.strategy=all", "train.method=lora", "train.lora_rank=2", "seed=0"]
+    plast("run", *own, *options, "--out", tmp_path / "alone", "--nproc", "2", timeout=600)
+    for file in ("export/model.safetensors", "evaluation/results.json"):
+        shared = out / "runs" / "lora-seed-0" / file
+        assert shared.read_bytes() == (tmp_path / "alone" / file).read_bytes(), file
+    assert "run 1 of 1: all-seed-0" in plast(*command, timeout=600).stdout
+
+
 def test_no_other_launcher_works_in_a_run_of_the_launch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

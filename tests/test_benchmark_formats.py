@@ -15,8 +15,12 @@ import pytest
 
 from launcher.cli import main
 from plast_train.errors import UserError
+from plast_train.evaluation.answering import Answer, record_of
 from plast_train.evaluation.benchmarks import Benchmark, read_benchmark, read_benchmarks
+from plast_train.evaluation.questions import questions_of
+from plast_train.evaluation.scores import compare_all, results
 from plast_train.evaluation.tables import read_tsv
+from plast_train.lvlm.families import LLAVA_CHAT
 
 FILES = ["mmmb_style_en", "mmbench_style_cn"]
 
@@ -50,6 +54,43 @@ def test_parquet_is_the_tsv(shared: Path, tmp_path: Path, name: str) -> None:
     same(read_benchmark(path), expected)
     datasets.Dataset.from_list(with_bytes(rows)).cast_column("image", datasets.Image()).to_parquet(path)
     same(read_benchmark(path), expected)
+
+
+def made_up(benchmark: Benchmark) -> list[dict[str, Any]]:
+    """What two models would have answered: a reply and logits that follow from the row's index alone."""
+    records = []
+    for model, prime in (("base", 7), ("plast", 11)):
+        for question in questions_of([benchmark], LLAVA_CHAT):
+            letters = sorted(question.item.options)
+            letter = letters[question.item.index * prime % 13 % len(letters)]
+            reply = [letter, f"{letter}. {question.item.options[letter]}", "", "A or B"][
+                question.item.index % 4
+            ]
+            logits = {x: float((ord(x) * prime + question.item.index) % 17) for x in letters}
+            records.append({"model": model, **record_of(question, Answer(reply, logits, close=False))})
+    return records
+
+
+def test_parquet_scores_as_the_tsv_does(shared: Path, tmp_path: Path) -> None:
+    files = sorted((shared / "data" / "benchmarks").glob("*.tsv"))
+    assert len(files) == 12
+    found = []
+    for tsv in files:
+        path = tmp_path / f"{tsv.stem}.parquet"
+        pandas.DataFrame(cells_of(tsv)).to_parquet(path)
+        found.append([made_up(read_benchmark(file)) for file in (tsv, path)])
+    tables = [results(record for records in side for record in records) for side in zip(*found, strict=True)]
+    assert tables[0] == tables[1] and {len(cells) for cells in tables[0].values()} == {6}
+    matching = "parrot2024"
+    compared = [
+        compare_all([r for records in side for r in records], "base", "plast", matching)
+        for side in zip(*found, strict=True)
+    ]
+    assert compared[0] == compared[1]
+    accuracies = {
+        cell["base"]["generated"][matching] for cells in tables[0].values() for cell in cells.values()
+    }
+    assert len(accuracies) > 1 and max(accuracies) > 0
 
 
 @pytest.mark.parametrize("name", FILES)

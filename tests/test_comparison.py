@@ -15,13 +15,14 @@ from html_reader import Page
 from plast_train.analysis.report_comparison import write_comparison
 from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
-from plast_train.comparison.plan import Entry, first_entries, run_name
+from plast_train.comparison.plan import STAGES, Entry, first_entries, run_name
 from plast_train.comparison.publish import compare_runs, publish_ablation
 from plast_train.comparison.variants import Variant
-from plast_train.config import dump_config, load_config
+from plast_train.config import Config, dump_config, load_config
 from plast_train.errors import UserError
 from plast_train.evaluation.scores import compare_all
-from plast_train.run_folder import sha256_of
+from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.stages import needed_by, record_hash, settings_of
 
 RULE = "parrot2024"
 
@@ -33,18 +34,18 @@ def make_run(
     circular: bool = False,
     base: str = "1100",
     logits_of_base: bool = False,
+    seed: int = 0,
 ) -> Path:
     """A finished run as far as it is compared. The base is right in the `1`s of `base` in every language, the
     trained model in those of `trained[language]`; with `logits_of_base` its option logits stay the base's."""
-    config = load_config("tiny", ["evaluate.benchmarks=[]"])
+    config = load_config("tiny", ["evaluate.benchmarks=[]", f"seed={seed}"])
     (folder / "evaluation" / "predictions").mkdir(parents=True)
-    (folder / "stages").mkdir()
     (folder / "config.yaml").write_text(dump_config(config))
     selection = {"selected_layers": [0], "modules": "all", "trainable_parameters": 10}
     (folder / "selection.json").write_text(json.dumps(selection | {"trainable_fraction": 0.25}))
     steps = [{"step": n, "seconds": 2.0, "peak_memory_bytes": n * 1e9} for n in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    inputs = {"export": "0"}
+    inputs = {}
     for language, marks in trained.items():
         lines = []
         for model, right in (("base", base[: len(marks)]), ("plast", marks)):
@@ -59,9 +60,16 @@ def make_run(
         path = folder / "evaluation" / "predictions" / f"{name}.{language}.jsonl"
         path.write_text("".join(lines))
         inputs[f"{name}_{language}.tsv"] = f"hash of {name} {language}"
-    record = {"stage": "evaluate", "settings": {}, "inputs": inputs, "outputs": {}}
-    (folder / "stages" / "evaluate.json").write_text(json.dumps(record))
+    finish_stages(RunFolder(folder), config, inputs)
     return folder
+
+
+def finish_stages(run: RunFolder, config: Config, benchmarks: dict[str, str]) -> None:
+    """Declares everything up to the evaluation done, each stage of the ones before it."""
+    for stage in STAGES:
+        inputs = benchmarks if stage == "evaluate" else {}
+        inputs = inputs | {needed: str(record_hash(run, needed)) for needed in needed_by(stage)}
+        run.publish_record(stage, settings_of(stage, config), inputs, [])
 
 
 @pytest.fixture
@@ -203,6 +211,31 @@ def test_other_benchmarks_are_refused_by_name(better: Path, tmp_path: Path) -> N
         compare_runs([better], None)
 
 
+def test_a_run_that_is_being_redone_is_not_compared(better: Path) -> None:
+    run = RunFolder(better)
+    record = run.record("select")
+    assert record is not None
+    run.forget("select")
+    with pytest.raises(UserError, match="better: is not evaluated; finish it"):
+        compare_runs([better], None)
+    run.publish_record("select", record["settings"] | {"selection": "another"}, record["inputs"], [])
+    with pytest.raises(UserError, match="better: is not evaluated; finish it"):
+        compare_runs([better], None)
+    run.publish_record("select", record["settings"], record["inputs"], [])
+    compare_runs([better], None)
+
+
+def test_runs_that_were_evaluated_differently_are_refused(better: Path, worse: Path) -> None:
+    run = RunFolder(worse)
+    record = run.record("evaluate")
+    assert record is not None
+    for key, value in (("evaluate.max_new_tokens", 3), ("evaluate.localised_instruction", True)):
+        theirs = record["settings"][key]
+        run.publish_record("evaluate", record["settings"] | {key: value}, record["inputs"], [])
+        with pytest.raises(UserError, match=f"{key} is {theirs} and {value}; evaluate both"):
+            compare_runs([better, worse], None)
+
+
 def test_the_command_prints_the_table(better: Path, worse: Path) -> None:
     assert "quiz: accuracy" in plast("compare", better, worse).stdout
     assert "no run folder" in plast("compare", better.parent, fails=True).stderr
@@ -242,7 +275,7 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
         Variant("rule", "", {}),
     )
     make_run(runs / "msd-seed-0", {"en": "1100", "pt": "1110"})
-    make_run(runs / "msd-seed-1", {"en": "1100", "pt": "1111"})
+    make_run(runs / "msd-seed-1", {"en": "1100", "pt": "1111"}, seed=1)
     config = load_config("tiny")
     entries = first_entries(config, own, [0, 1])
     entries += [Entry(shallow, s, (0,), config, f"msd-seed-{s}") for s in (0, 1)]
@@ -262,3 +295,65 @@ def test_an_ablation_groups_seeds_and_names_shared_runs(tmp_path: Path) -> None:
     first = sha256_of(tmp_path / "ablation.png")
     publish_ablation(entries, tmp_path)
     assert sha256_of(tmp_path / "ablation.png") == first  # the same input, the same bytes
+
+
+def test_each_seed_s_own_p_is_in_the_csv(tmp_path: Path) -> None:
+    own, other = Variant("msd", "the recipe", {}), Variant("all", "every layer", {})
+    nothing = "0" * 9
+    for seed, gains in ((0, (8, 2)), (1, (9, 0))):
+        for variant, gained in zip((own, other), gains, strict=True):
+            marks = {"en": nothing, "pt": "1" * gained + "0" * (9 - gained)}
+            make_run(tmp_path / "runs" / run_name(variant, seed), marks, base=nothing, seed=seed)
+    make_run(tmp_path / "runs" / "all-seed-2", {"en": nothing, "pt": nothing}, base=nothing, seed=2)
+    config = load_config("tiny")
+    entries = [*first_entries(config, own, [0, 1]), *first_entries(config, other, [0, 1, 2])]
+    text = publish_ablation(entries, tmp_path)
+    assert "The CSV has the p of each seed alone." in text
+    with (tmp_path / "ablation.csv").open() as file:
+        rows = {(r["name"], r["language"]): r for r in csv.DictReader(file) if r["score"] == "generated"}
+    # 2 / 2^n of n units that gain alone; the third seed's run has no partner.
+    assert rows["msd", "pt"]["p_seeds"] == "0.0078 | 0.0039" and rows["msd", "pt"]["p"] == ""
+    assert rows["all", "pt"]["p_seeds"] == "0.5000 | 1.0000 | 1.0000"
+    assert rows["all", "pt"]["p_seeds_from_msd"] == "0.0312 | 0.0039 | nan"
+    assert rows["all", "mean of the others"]["p_seeds"] == rows["all", "pt"]["p_seeds"]
+
+
+@pytest.mark.parametrize("lost", [("all",), ("msd",), ("msd", "all")])
+def test_a_run_that_diverged_is_told_and_not_compared(tmp_path: Path, lost: tuple[str, ...]) -> None:
+    variants, config = [Variant("msd", "the recipe", {}), Variant("all", "", {})], load_config("tiny")
+    entries = [entry for variant in variants for entry in first_entries(config, variant, [0, 1])]
+    for entry in entries:
+        run = RunFolder(
+            make_run(tmp_path / "runs" / str(entry.run), {"en": "10", "pt": "11"}, seed=entry.seed)
+        )
+        run.diverged.write_text("the loss of step 3 is nan; records a, b\n")
+        if entry.variant.name in lost and (entry.seed == 1 or len(lost) == 2):
+            run.forget("evaluate")
+    text = publish_ablation(entries, tmp_path)
+    tree = {(e["variant"], e["seed"]): e for e in json.loads((tmp_path / "ablation.json").read_text())}
+    for name in lost:
+        why = f"the loss of step 3 is nan (more in runs/{name}-seed-1/diverged.txt)"
+        assert f"seed 1: {why}" in text and f"\n{name}: seed" in text
+        assert tree[name, 1]["run"] is None and tree[name, 1]["refused"] == why
+    if len(lost) == 1:
+        assert tree[lost[0], 0]["run"] == f"runs/{lost[0]}-seed-0" and "quiz: accuracy" in text
+    else:
+        assert "quiz: accuracy" not in text
+
+
+def test_where_the_recipe_s_own_runs_are_lost_the_next_are_held_against(tmp_path: Path) -> None:
+    config = load_config("tiny")
+    entries = [
+        e for name in ("msd", "all", "full") for e in first_entries(config, Variant(name, "", {}), [0])
+    ]
+    for entry in entries:
+        make_run(tmp_path / "runs" / str(entry.run), {"en": "10", "pt": "11"})
+    lost = RunFolder(tmp_path / "runs" / "msd-seed-0")
+    lost.forget("evaluate")
+    with pytest.raises(UserError, match="is not evaluated"):
+        publish_ablation(entries, tmp_path)
+    lost.diverged.write_text("the gradient of step 1 is not finite; records a\n")
+    assert "quiz: difference from all in points" in publish_ablation(entries, tmp_path)
+    assert "mean, from all" in (tmp_path / "ablation-quiz.tex").read_text()
+    with (tmp_path / "ablation.csv").open() as file:
+        assert {r["change_from_all"] for r in csv.DictReader(file) if r["name"] == "full"} == {"0.0000"}

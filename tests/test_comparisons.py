@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,11 @@ def made_up(benchmark: Benchmark, model: str, skill: float, seed: int) -> list[d
     records = []
     for question in questions_of([benchmark], LLAVA_CHAT):
         item = question.item
+        if not item.options:
+            said = item.answer if rng.random() < skill else "dog"
+            reply = rng.choice([said, f"{said.upper()}.", "", "?", item.question])
+            records.append({"model": model, **record_of(question, Answer(reply, None, close=False))})
+            continue
         letter = item.answer if rng.random() < skill else rng.choice(list(item.options))
         reply = rng.choice([letter, letter, f"{letter}. {item.options[letter]}", "", "A or B", item.question])
         logits = {x: rng.random() + (x == letter) * rng.random() for x in item.options}
@@ -40,12 +44,12 @@ def made_up(benchmark: Benchmark, model: str, skill: float, seed: int) -> list[d
 @pytest.fixture(scope="module")
 def evaluation(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    benchmarks = [read_benchmark(shared / "data" / "benchmarks" / name) for name in FILES]
-    # Rows 3 and 1, and 6 and 4, become yes/no pairs, in English and Portuguese.
-    pairs = {1: 1, 3: 1, 4: 4, 6: 4}
-    for at in (0, 1):
-        items = [replace(item, pair=pairs.get(i)) for i, item in enumerate(benchmarks[at].items)]
-        benchmarks[at] = replace(benchmarks[at], items=items)
+    benchmarks = [read_benchmark(path) for path in tables(shared, folder)]
+    lines = [json.loads(line) for line in (shared / "data" / "xgqa.jsonl").open(encoding="utf-8")][:40]
+    for line in lines:
+        line["questions"] = {language: line["questions"][language] for language in ("en", "pt", "zh")}
+    (folder / "xgqa.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    benchmarks += read_benchmarks([folder / "xgqa.jsonl"])
     for model, skill in (("base", 0.4), ("plast", 0.8)):
         open_parts(folder / "parts" / model, {}, {})
         for number, benchmark in enumerate(benchmarks):
@@ -54,14 +58,37 @@ def evaluation(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tables(shared: Path, folder: Path) -> list[Path]:
+    """The files, two of them with yes/no pairs added: what row 3 lacked, and two questions about the image of
+    row 4, with their options in either order."""
+    (folder / "tables").mkdir(exist_ok=True)
+    for name in FILES:
+        text = (shared / "data" / "benchmarks" / name).read_text(encoding="utf-8")
+        head, *rows = (line.split("\t") for line in text.splitlines())
+        if name in ("mmmb_style_en.tsv", "mmmb_style_pt.tsv"):
+            yes, no = (rows[3][head.index(letter)] for letter in "AB")
+            for question, a, b, answer, image in (
+                ("Is it raining?", yes, no, "B", "2"),
+                ("Is it a suit?", yes, no, "A", "4"),
+                ("Is it a dog?", no, yes, "A", "4"),
+            ):
+                cells = {"index": str(len(rows)), "question": question, "A": a, "B": b, "answer": answer}
+                cells |= {"image": image, "category": "object", "l2-category": "perception"}
+                rows.append([cells.get(column, "") for column in head])
+        lines = ["\t".join(row) for row in (head, *rows)]
+        (folder / "tables" / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [folder / "tables" / name for name in FILES]
+
+
 def test_an_independent_script_finds_the_same(evaluation: Path) -> None:
     results = json.loads((evaluation / "results.json").read_text())
-    found = recompute(evaluation)
+    found = recompute(evaluation, sorted((evaluation / "tables").iterdir()))
     seen = 0
     for benchmark, languages in results.items():
         for language, cell in languages.items():
             for model in ("base", "plast"):
                 expected = found[benchmark][language][model]
+                assert expected.pop("shares") == {key: cell[model][key] for key in ("empty", "no_match")}
                 own = {
                     "rows": cell[model],
                     **{way: cell[model][way] for way in ("circular", "pairs") if way in cell[model]},
@@ -69,17 +96,25 @@ def test_an_independent_script_finds_the_same(evaluation: Path) -> None:
                 own |= {f"category {name}": one for name, one in cell[model]["categories"].items()}
                 assert own.keys() == expected.keys()
                 for way, one in own.items():
-                    assert {**one["generated"], "option_logits": one["option_logits"]} == expected[way]
+                    logits = one["option_logits"]
+                    assert (
+                        one["generated"] | ({} if logits is None else {"option_logits": logits})
+                        == expected[way]
+                    )
                     seen += 1
-            assert cell["comparison"]["rule"] == "vlmevalkit2026"
+            rule = "xgqa" if benchmark == "xgqa" else "vlmevalkit2026"
+            assert cell["comparison"]["rule"] == rule
             for way, p in found[benchmark][language]["p"].items():
                 own = cell["comparison"] if way == "rows" else cell["comparison"][way]
                 before, after = (found[benchmark][language][model][way] for model in ("base", "plast"))
-                for name, score in (("generated", "vlmevalkit2026"), ("option_logits", "option_logits")):
+                for name, score in (("generated", rule), ("option_logits", "option_logits")):
+                    if score not in p:
+                        assert own[name] is None
+                        continue
                     assert own[name]["p"] == pytest.approx(p[score])
                     assert own[name]["change"] == pytest.approx(after[score] - before[score])
     assert seen > 60 and set(RULES) == set(results["mmmb_style"]["en"]["base"]["generated"])
-    assert results["mmmb_style"]["en"]["base"]["pairs"]["n"] == 10
+    assert results["mmmb_style"]["en"]["base"]["pairs"]["n"] == 13
 
 
 def test_pairs_have_intervals_and_p_and_a_language_without_any_counts_rows(evaluation: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_makers import ALONE
 from safetensors.torch import load_file
 from training_runs import (
     LANGUAGES,
@@ -21,6 +22,7 @@ from training_runs import (
     train_runs,
 )
 
+from plast_train.analysis.models import each_checkpoint
 from plast_train.config import Config, ModelConfig
 from plast_train.context import Context
 from plast_train.data.questions import Record
@@ -35,6 +37,7 @@ from plast_train.training.checkpoint_files import step_name
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.engine import learning_rate
 from plast_train.training.export import check_export, export
+from plast_train.training.train import parameters_to_train
 
 LAYERS = {"lora": [0, 2], "full": [0, 1, 2]}
 LORA = {"method": "lora", "lora_rank": 4, "lora_alpha": 12.0}
@@ -261,6 +264,46 @@ def test_adapters_begin_as_the_base_and_leave_it_as_it_was(runs: SimpleNamespace
         assert torch.equal(model(**inputs(lvlm)).logits, before)
     changed = changed_weights(model, lvlm.family, [1], "ffn", train, True)
     assert sorted(MergedWeights(runs.base, first, 1.0)) == sorted(changed)
+
+
+@pytest.mark.parametrize("method", ["layers", "lora"])
+def test_analyses_follow_the_checkpoints(tmp_path: Path, method: str) -> None:
+    base = make_base(tmp_path)
+    run = RunFolder(make_run(tmp_path / "run", base, config_of(method), [0, 2]))
+    ranks: Any = SimpleNamespace(**vars(ALONE), broadcast=lambda value: value, share=lambda tensor: None)
+    context = Context(config_of(method), run, ranks, {"zero_optimization": {"stage": 2}})
+    context.lvlm = load(base)
+    model: Any = context.lvlm.model
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    trained = parameters_to_train(context, [0, 2], "all")
+    shapes = {name: list(p.shape) for name, p in trained.items()}
+    identity = checkpoints.Identity(context.lvlm.fingerprint, [0, 2], "all", shapes)
+    generator, saved = torch.Generator().manual_seed(0), {}
+    for step in (1, 2):
+        saved[step] = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        tensors = {f"{n}@0": t.flatten().expand(3, -1).contiguous() for n, t in saved[step].items()}
+        snap = checkpoints.Snapshot(step, 2, tensors | {"rng.cpu": torch.get_rng_state()})
+        checkpoints.write(snap, run.checkpoints, identity, {}, ALONE, 10)
+    remove_adapters(model)
+    seen = []
+    for step in each_checkpoint(context):
+        expected = before | saved[step] if method == "layers" else adapted(before, saved[step])
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter, expected[name], msg=name)
+        seen.append(step)
+    assert seen == [1, 2]
+
+
+def adapted(base: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The base with the adapters of `LORA` merged."""
+    merged = {
+        name.replace(".lora_A.default", ""): base[name.replace(".lora_A.default", "")]
+        + 12.0 / 4 * (adapters[name.replace("lora_A", "lora_B")] @ first)
+        for name, first in adapters.items()
+        if ".lora_A." in name
+    }
+    assert merged
+    return base | merged
 
 
 @pytest.mark.parametrize(

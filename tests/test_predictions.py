@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plast_train.config import EvaluateConfig
+from plast_train.evaluation.benchmarks import Benchmark, Item
 from plast_train.evaluation.predictions import answers_depend_on, append_part, open_parts, read_parts
+from plast_train.evaluation.questions import Question
 
 
 def record(index: int, digest: str) -> dict[str, Any]:
@@ -32,3 +37,31 @@ def test_the_batch_size_matters_below_float32_only() -> None:
     four, eight = (EvaluateConfig(batch_size=size) for size in (4, 8))
     assert answers_depend_on(four, "float32", "w") == answers_depend_on(eight, "float32", "w")
     assert answers_depend_on(four, "bfloat16", "w") != answers_depend_on(eight, "bfloat16", "w")
+
+
+ITEM = Item(
+    3, "Which?", "", {"A": "cat", "B": "dog"}, "A", "animals", "all", b"picture", None, None, ("cat",)
+)
+
+
+def digest_of(prompt: str = "Which? A B", **changes: Any) -> str:
+    item = replace(ITEM, **changes)
+    return Question(Benchmark(Path("quiz_en.tsv"), "quiz", "en", [item]), item, prompt).digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"answer": "B"},
+        {"answers": ("cat", "tomcat")},
+        {"category": "pets"},
+        {"l2_category": "some"},
+        {"pair": 1},
+        {"options": {"A": "cat", "B": "wolf"}},
+        {"image_bytes": b"another"},
+        {"image_bytes": None},
+        {"prompt": "Which one? A B"},
+    ],
+)
+def test_a_question_is_another_with_another_answer_or_content(changes: dict[str, Any]) -> None:
+    assert digest_of() == digest_of() != digest_of(**changes)

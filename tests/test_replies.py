@@ -95,6 +95,12 @@ def test_open_answers(reply: str, xgqa: str | None, maxm: str | None) -> None:
     assert (match_open(reply, answers, "xgqa"), match_open(reply, answers, "maxm")) == (xgqa, maxm)
 
 
+@pytest.mark.parametrize(("reply", "answer"), [("", "?"), ("", ""), (" ", " "), ("?", "?"), ("…!", "-")])
+def test_nothing_is_no_right_answer(reply: str, answer: str) -> None:
+    assert match_open(reply, [answer], "xgqa") is None
+    assert match_open(reply, [answer], "maxm") == ("?" if reply == "?" else None)
+
+
 def test_open_questions_are_asked_for_the_answers_language() -> None:
     assert open_text("Q?", "en", "en") == "Q?\nAnswer the question using a single word or phrase."
     assert open_text("Q?", "pt", "en").endswith("word or phrase in English.")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from plast_train.analysis.plots import plot_layers
 from plast_train.analysis.report import write_report
+from plast_train.analysis.report_accuracy import Result, _replies
 from plast_train.analysis.report_examples import _thumbnail
 from plast_train.config import Config, dump_config
 from plast_train.evaluation.accuracies import MEAN
@@ -300,6 +301,24 @@ def test_shares_of_replies_that_are_no_answers(run):
         *["0.0", "20.0", "0.0", "0.0", "0.0", "20.0"],
         *["en 10.0"] * 2,
     ]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {},
+        {"no_match": {RULE: 1e-4, OTHER: 0.0}},
+        {"empty": 1e-4},
+        {"translations": 1e-4},
+        {"reply_languages": {"und": 0.99, "ar": 0.01}},
+    ],
+)
+def test_every_reply_is_an_answer_only_where_none_is_not(told, tmp_path):
+    own = scores(0.5) | {"reply_languages": {"und": 0.6, "pt": 0.4}}
+    cells = {"pt": {"n": 10_000, "base": own, "plast": own | told}}
+    (tmp_path / "report").mkdir()
+    html = _replies(Result("quiz", cells, RULE, {}), RunFolder(tmp_path))
+    assert ("Every reply is an answer" in html) == (not told) == ("<table" not in html)
 
 
 def test_failures_to_look_for_are_said_first(page):

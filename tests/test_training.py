@@ -236,7 +236,7 @@ def test_a_changed_frozen_tensor_is_noticed(runs: SimpleNamespace) -> None:
 
 
 def test_nan_stops_the_run_and_names_records_and_checkpoint(runs: SimpleNamespace) -> None:
-    message = (runs.nan / "UserError.txt").read_text()
+    message = (runs.nan / "Diverged.txt").read_text()
     assert f"step {runs.nan_step} is nan" in message
     assert f"record-{runs.nan_record}" in message
     last = published(runs.nan / "checkpoints")[0]
@@ -249,7 +249,7 @@ def test_nan_stops_the_run_and_names_records_and_checkpoint(runs: SimpleNamespac
 def test_an_infinite_gradient_stops_the_run_before_the_step(runs: SimpleNamespace, stage: str) -> None:
     """One rank's is, while every loss is finite."""
     run = getattr(runs, f"infinite_{stage}")
-    message = (run / "UserError.txt").read_text()
+    message = (run / "Diverged.txt").read_text()
     assert f"the gradient of step {INFINITE} is not finite" in message
     plan = plan_of(run, load(runs.base), make_config())
     numbers = {s.key.record for row in plan.steps[INFINITE - 1].rows for tree in row for s in tree.sequences}

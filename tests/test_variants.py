@@ -84,6 +84,15 @@ def test_only_wanted_variants_are_checked() -> None:
         ablate._check_variants(tiny(**{"ablate.only": wrong, "ablate.variants": ["full"]}))
 
 
+def test_the_command_line_wins_over_the_values_of_every_run() -> None:
+    every = "ablate.every={train.max_steps: 3, train.global_batch: 4}"
+    config = ablate._asked("tiny", [every], 2, ["all"])
+    assert (config.train.max_steps, config.train.global_batch) == (3, 4)
+    assert (config.ablate.seeds, config.ablate.variants) == (2, ["all"])
+    config = ablate._asked("tiny", [every, "train.max_steps=5"], None, [])
+    assert (config.train.max_steps, config.train.global_batch) == (5, 4)
+
+
 def test_values_of_the_ablation_s_own_section_are_taken() -> None:
     config = tiny(**{"ablate.only": {"lora": {"train.learning_rate": 0.5, "train.lora_rank": 4}}})
     lora = next(v for v in other_variants(config, 1, True) if v.name == "lora")

@@ -147,7 +147,7 @@ def start_ranks(world: int, runs: Sequence[Path]) -> subprocess.Popen[str]:
 
 def train_runs(world: int, runs: Sequence[Path]) -> str:
     """Trains to the end and returns what rank 0 said on the terminal; what stopped a run is in its
-    `UserError.txt` or `Interrupted.txt`."""
+    `UserError.txt`, `Diverged.txt` or `Interrupted.txt`."""
     process = start_ranks(world, runs)
     try:
         terminal, _ = process.communicate(timeout=1200)

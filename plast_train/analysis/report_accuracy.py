@@ -33,6 +33,7 @@ Comparison = Mapping[str, Any]
 SCORES = ("generated", "option_logits")
 # Shares of replies from which another language than the question's is worth a line.
 NOTABLE = 0.02
+_NO_ANSWERS = ("no_match", "empty", "translations")
 _EXPLAINED = (
     "Change in percentage points with its 95 % interval (paired bootstrap over questions); p is McNemar's "
     "exact test, for the languages corrected over them (Holm). n counts what an accuracy is a share of."
@@ -126,13 +127,21 @@ def _p(comparison: Comparison) -> str:
 
 def _replies(result: Result, run: RunFolder) -> str:
     """The table where it has something to show; its files in any case."""
-    table = _reply_table(result)
-    shown = publish_table(table, run.report)
-    if any(cell not in ("0.0", NOTHING) for row in table.rows for cell in row[1:]):
+    shown = publish_table(_reply_table(result), run.report)
+    scored = [(language, cell[m]) for language, cell in result.cells.items() for m in (BASE, TRAINED)]
+    if not all(_all_answers(language, scores, result.rule) for language, scores in scored):
         return shown
     return paragraph(
         "Every reply is an answer: none is unmatched, empty, a translation or in another language."
     )
+
+
+def _all_answers(language: str, scores: Mapping[str, Any], rule: str) -> bool:
+    """Of one model in one language. Asked of the shares themselves: a rounded 0.0 may be a reply or two."""
+    others = {
+        code: share for code, share in scores["reply_languages"].items() if code not in (language, "und")
+    }
+    return not any((*(_share(scores, kind, rule) for kind in _NO_ANSWERS), *others.values()))
 
 
 def _reply_table(result: Result) -> Table:
@@ -141,7 +150,7 @@ def _reply_table(result: Result) -> Table:
     for language in (label for label in result.accuracies() if label in result.cells):
         base, trained = (result.cells[language][model] for model in (BASE, TRAINED))
         row = [language]
-        for key in ("no_match", "empty", "translations"):
+        for key in _NO_ANSWERS:
             row += [percent(_share(scores, key, result.rule)) for scores in (base, trained)]
         rows.append([*row, _other_languages(language, base), _other_languages(language, trained)])
     return Table(

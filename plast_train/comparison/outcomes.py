@@ -46,6 +46,7 @@ class Outcome:
     `evaluation/comparisons.json` has, where there is one."""
 
     name: str
+    seed: int
     method: str
     modules: str
     layers: tuple[int, ...]
@@ -81,6 +82,7 @@ def read_outcome(path: Path) -> Outcome:
     metrics = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     return Outcome(
         name=path.name,
+        seed=config["seed"],
         method=config["train"]["method"],
         modules=selection["modules"],
         layers=tuple(selection["selected_layers"]),
@@ -134,8 +136,8 @@ def _answers(records: Sequence[dict[str, Any]], right: Any) -> Answers:
 
 def require_same_benchmarks(outcomes: Sequence[Outcome]) -> None:
     """Raises UserError, naming benchmark file and run, where two runs were not evaluated alike."""
-    first = outcomes[0]
     for other in outcomes[1:]:
+        first = outcomes[0]
         for file in sorted({*first.benchmarks, *other.benchmarks}):
             if first.benchmarks.get(file) == other.benchmarks.get(file):
                 continue
@@ -146,8 +148,8 @@ def require_same_benchmarks(outcomes: Sequence[Outcome]) -> None:
                 "same evaluate.benchmarks"
             )
         for key, value in first.settings.items():
-            if other.settings[key] != value:
+            if other.settings.get(key) != value:
                 raise UserError(
                     f"{first.name} and {other.name} were evaluated differently: {key} is {value} and "
-                    f"{other.settings[key]}; evaluate both with the same"
+                    f"{other.settings.get(key)}; evaluate both with the same"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from plast_train.comparison.outcomes import read_outcome, require_same_benchmarks
@@ -10,7 +11,8 @@ from plast_train.comparison.plan import Entry
 from plast_train.comparison.rows import Group, benchmarks_of
 from plast_train.comparison.tables import csv_table, latex_table, text_table
 from plast_train.errors import UserError
-from plast_train.run_folder import publish_text, to_json
+from plast_train.run_folder import RunFolder, publish_text, to_json
+from plast_train.stages import stands
 
 
 def compare_runs(runs: Sequence[Path], out: Path | None) -> str:
@@ -31,7 +33,13 @@ def compare_runs(runs: Sequence[Path], out: Path | None) -> str:
 
 
 def publish_ablation(entries: Sequence[Entry], out: Path) -> str:
-    """Groups the runs by variant, writes the comparison and `ablation.json` into `out`, returns the text."""
+    """Groups the runs by variant, writes the comparison and `ablation.json` into `out`, returns the text. A
+    run that diverged is not compared; its reason is told.
+
+    Raises:
+        UserError: another run is not evaluated, or two were not evaluated alike.
+    """
+    entries = [_without_run_if_diverged(entry, out / "runs") for entry in entries]
     groups = _groups(entries, out / "runs")
     require_same_benchmarks([outcome for group in groups for outcome in group.outcomes])
     tree = [
@@ -50,6 +58,14 @@ def publish_ablation(entries: Sequence[Entry], out: Path) -> str:
     text = text_table(groups)
     publish_text(out / "ablation.txt", text + "\n")
     return "\n\n".join([text, "\n".join(map(str, files))])
+
+
+def _without_run_if_diverged(entry: Entry, runs: Path) -> Entry:
+    run = RunFolder(runs / str(entry.run))
+    if entry.run is None or not run.diverged.is_file() or stands("evaluate", run):
+        return entry
+    what = run.diverged.read_text(encoding="utf-8").partition(";")[0]
+    return replace(entry, run=None, refused=f"{what} (more in runs/{entry.run}/{run.diverged.name})")
 
 
 def _groups(entries: Sequence[Entry], runs: Path) -> list[Group]:

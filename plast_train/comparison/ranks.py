@@ -16,12 +16,13 @@ from plast_train.comparison.plan import STAGES
 from plast_train.comparison.sharing import share
 from plast_train.context import Context
 from plast_train.distributed import Ranks, end_ranks
+from plast_train.errors import Diverged
 from plast_train.evaluation.stage import names_of_changed
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.weights import load_weights
 from plast_train.pipeline import context_of, live, run_stages
-from plast_train.run_folder import RunFolder
+from plast_train.run_folder import RunFolder, publish_text
 
 
 def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
@@ -30,7 +31,7 @@ def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
 
     Raises:
         Interrupted: a stop signal came; what is done stays done.
-        UserError: see the stages.
+        UserError: see the stages; a run that diverges ends alone, and why is in its `diverged.txt`.
     """
     lvlm: Lvlm | None = None
     for number, run in enumerate(runs, start=1):
@@ -39,7 +40,12 @@ def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
         ranks.on_first(partial(share, context))
         if lvlm is not None:
             context.lvlm = lvlm
-        run_stages(context, STAGES)
+        ranks.on_first(partial(run.diverged.unlink, missing_ok=True))
+        try:
+            run_stages(context, STAGES)
+        except Diverged as diverged:
+            ranks.say(f"WARNING: {run.path.name} is left out of the comparison: {diverged}")
+            ranks.on_first(partial(publish_text, run.diverged, f"{diverged}\n"))
         if "lvlm" in context.__dict__:  # loaded, or handed on
             lvlm = context.lvlm
             _as_loaded(context)

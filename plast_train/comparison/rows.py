@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -25,7 +26,7 @@ class Change:
 
     `p` is McNemar's exact one, `p_holm` that of a language corrected over the languages. There is none where
     several runs are averaged: the test counts single answers, and those of several seeds to one question are
-    not independent.
+    not independent. `p_by_run` then has that of each run alone, not corrected.
     """
 
     base: float
@@ -34,6 +35,7 @@ class Change:
     by_run: tuple[float, ...]
     p: float | None = None
     p_holm: float | None = None
+    p_by_run: tuple[float, ...] = ()
 
     @property
     def change(self) -> float:
@@ -69,18 +71,28 @@ def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
     answers = [outcome.answers[benchmark][way] for outcome in group.outcomes]
     base, trained = np.stack([a.base for a in answers]), np.stack([a.trained for a in answers])
     one = group.outcomes[0] if len(group.outcomes) == 1 else None
-    found = _compared(base, trained, _labels(answers[0]), tested=one is not None)
+    labels = _labels(answers[0])
+    found = _compared(base, trained, labels, tested=one is not None)
     if one is None:
-        return found
+        return _with_p_by_run(found, list(base), list(trained), labels)
     return {label: _as_published(c, one.published(benchmark, way, label)) for label, c in found.items()}
 
 
 def differences(first: Group, group: Group, benchmark: str, way: str) -> dict[str, Change]:
-    """How much better `group` is than `first`, by the same labels; `base` is then the accuracy of `first`."""
-    tables = [[o.answers[benchmark][way] for o in g.outcomes] for g in (first, group)]
-    theirs, ours = (np.stack([answers.trained for answers in own]) for own in tables)
-    theirs = np.broadcast_to(theirs.mean(axis=0), ours.shape)
-    return _compared(theirs, ours, _labels(tables[0][0]), tested=all(len(own) == 1 for own in tables))
+    """How much better `group` is than `first`, by the same labels; `base` is then the accuracy of `first`.
+    `p_by_run` is against the run of `first` with the same seed."""
+    theirs, ours = (
+        [(outcome.seed, outcome.answers[benchmark][way].trained) for outcome in g.outcomes]
+        for g in (first, group)
+    )
+    before, after = (np.stack([trained for _, trained in own]) for own in (theirs, ours))
+    before = np.broadcast_to(before.mean(axis=0), after.shape)
+    labels, tested = _labels(first.outcomes[0].answers[benchmark][way]), len(theirs) == len(ours) == 1
+    found = _compared(before, after, labels, tested)
+    if tested:
+        return found
+    by_seed = dict(theirs)
+    return _with_p_by_run(found, [by_seed.get(seed) for seed, _ in ours], list(after), labels)
 
 
 def by_way(
@@ -129,6 +141,20 @@ def _tests(gains: Floats, labels: Mapping[str, list[int]]) -> dict[str, tuple[fl
     return {label: (p[label], corrected.get(label)) for label in labels}
 
 
+def _with_p_by_run(
+    found: Mapping[str, Change],
+    before: Sequence[Floats | None],
+    after: Sequence[Floats],
+    labels: Mapping[str, list[int]],
+) -> dict[str, Change]:
+    """NaN for a run that has nothing to be held against."""
+    tests = [{} if b is None else _tests(a - b, labels) for b, a in zip(before, after, strict=True)]
+    return {
+        label: replace(change, p_by_run=tuple(own[label][0] if own else math.nan for own in tests))
+        for label, change in found.items()
+    }
+
+
 def _as_published(change: Change, published: Mapping[str, Any]) -> Change:
     low, high, p, p_holm = (published.get(key) for key in ("low", "high", "p", "p_holm"))
     if low is not None and high is not None:
@@ -143,8 +169,9 @@ def benchmarks_of(groups: Sequence[Group]) -> list[str]:
 def records_of(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
     """One flat record for each line, benchmark, way of scoring and language: what the CSV holds. Accuracies
     in %, changes in points; `seed_min` and `seed_max` are the least and largest change over the seeds; `p`
-    and `p_holm` are as in `Change`; `formatting` is `yes` where a gain shows in generated answers alone."""
-    first = groups[0]
+    and `p_holm` are as in `Change`, and so is `p_seeds`, its `p_by_run`; `formatting` is `yes` where a gain
+    shows in generated answers alone. Differences are from the first group that has a run."""
+    first = next((group for group in groups if group.outcomes), groups[0])
     for group in groups:
         facts = _facts(group)
         if not group.outcomes:
@@ -186,4 +213,6 @@ def _numbers(change: Change, suffix: str) -> dict[str, Any]:
     numbers |= {"seed_min": min(change.by_run), "seed_max": max(change.by_run)}
     shown: dict[str, Any] = {f"{key}{suffix}": 100 * value for key, value in numbers.items()}
     shown |= {f"p{suffix}": change.p, f"p_holm{suffix}": change.p_holm}
+    if change.p_by_run:
+        shown |= {f"p_seeds{suffix}": change.p_by_run}
     return shown if suffix else {"base": 100 * change.base, "trained": 100 * change.trained} | shown

@@ -30,7 +30,7 @@ _EXPLAINED = (
 _TESTED = "p: exact McNemar; of en, with Holm's correction over the languages."
 _NO_P = (
     "There is no p where seeds are averaged: McNemar's test counts single answers, and the answers of\n"
-    "several seeds to one question are not independent."
+    "several seeds to one question are not independent. The CSV has the p of each seed alone."
 )
 
 
@@ -59,11 +59,12 @@ def csv_table(groups: Sequence[Group]) -> str:
 def latex_table(groups: Sequence[Group], benchmark: str) -> str:
     """A booktabs table of one benchmark: cost, change of English and of the others' mean, by option logits
     too, and that mean's difference from the first group's, with intervals and p."""
-    first, *_ = groups
+    shown_groups = [group for group in groups if group.outcomes]
+    first = shown_groups[0]
     head = ["trained", "layers", r"share (\%)", "time (s)", "memory (GB)", "English", "mean of the others"]
     head += ["by option logits", f"mean, from {_escaped(first.name)}"]
     lines = [r"\begin{tabular}{llrrrrrrr}", r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
-    for group in (g for g in groups if g.outcomes):
+    for group in shown_groups:
         ways = by_way(changes, group, benchmark)
         generated, logits = ways[_WAY], ways.get("option_logits", {})
         against = {} if group is first else differences(first, group, benchmark, _WAY)
@@ -189,7 +190,9 @@ def _escaped(text: str) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    """Four digits behind the point; a p below that keeps three that say something."""
+    """Four digits behind the point; a p below that keeps three that say something. Several are joined."""
+    if isinstance(value, tuple):
+        return " | ".join(map(_csv_cell, value))
     if not isinstance(value, float):
         return value
     return f"{value:.3g}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

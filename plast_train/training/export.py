@@ -17,7 +17,7 @@ import torch
 
 from plast_train.context import Context
 from plast_train.distributed import stop_requested
-from plast_train.errors import Interrupted, UserError
+from plast_train.errors import Diverged, Interrupted, UserError
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
 from plast_train.run_folder import RunFolder, publish_folder, sync_file
@@ -35,6 +35,7 @@ def export(context: Context) -> list[Path]:
     """Writes `RUN/export/`, a Hugging Face model folder, from the newest checkpoint. Rank 0 does the work.
 
     Raises:
+        Diverged: on every rank; a trained weight is not finite.
         UserError: on every rank; no checkpoint, a broken one (which the next run replaces), or one of
             another base.
         Interrupted: on every rank; a stop signal came.
@@ -169,7 +170,7 @@ def _write_over(file: Path, places: Mapping[str, StoredTensor], masters: Mapping
                 )
             values = master.to(_DTYPES[stored.dtype]).contiguous()
             if not bool(values.isfinite().all()):
-                raise UserError(
+                raise Diverged(
                     f"{stored.key}: a trained weight is not finite in {stored.dtype}; the training diverged"
                 )
             writer.seek(stored.start)

@@ -16,7 +16,7 @@ from plast_train.data.packing import PackedRow
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
 from plast_train.distributed import Ranks
-from plast_train.errors import Interrupted, UserError
+from plast_train.errors import Diverged, Interrupted
 from plast_train.lvlm.loading import Lvlm
 from plast_train.run_folder import RunFolder
 from plast_train.training import checkpoints
@@ -53,8 +53,8 @@ def run_loop(training: Training, start: int) -> None:
     """Trains from after `start` steps to the plan's end.
 
     Raises:
-        UserError: the loss or the gradient is not finite, or a checkpoint could not be written; the
-            checkpoints published before are there.
+        Diverged: the loss or the gradient is not finite; the checkpoints published before are there.
+        UserError: a checkpoint could not be written; likewise.
         Interrupted: a stop signal came; a checkpoint was published.
     """
     ranks, engine, config, total = training.ranks, training.engine, training.config, len(training.plan.steps)
@@ -125,7 +125,7 @@ def _forward_backward(training: Training, step: int, batch: Batch) -> float:
     if not math.isfinite(mean):
         bad = [row for row, x in counted if not math.isfinite(x)]
         ids = sorted({i for part in ranks.gather(_record_ids(training, bad)) for i in part})
-        raise UserError(_not_finite(training, f"the loss of step {step} is {mean}", ids))
+        raise Diverged(_not_finite(training, f"the loss of step {step} is {mean}", ids))
     return mean
 
 
@@ -135,7 +135,7 @@ def _finite_norm(training: Training, step: int) -> float:
         planned = training.plan.steps[step - 1]
         keys = {s.key.record for trees in planned.rows for tree in trees for s in tree.sequences}
         ids = sorted(training.records[number].id for number in keys)
-        raise UserError(_not_finite(training, f"the gradient of step {step} is not finite", ids))
+        raise Diverged(_not_finite(training, f"the gradient of step {step} is not finite", ids))
     return norm
 
 

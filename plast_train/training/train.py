@@ -19,6 +19,7 @@ from plast_train.context import Context
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
 from plast_train.data.token_tree import TokenSequence
+from plast_train.errors import Diverged
 from plast_train.lvlm.freezing import changed_weights, freeze_all_but, what_is_trained
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import add_adapters, remove_adapters
@@ -46,6 +47,7 @@ def train(context: Context) -> list[Path]:
     weights, all of them frozen; LoRA adapters are taken off again and are in the checkpoint alone.
 
     Raises:
+        Diverged: see `run_loop`; the model is left as after the end.
         UserError: see `run_loop`, `checkpoints.choose`, `checkpoints.write`.
         Interrupted: stopped by a signal, after saving.
     """
@@ -68,8 +70,13 @@ def train(context: Context) -> list[Path]:
 
     training = _prepare(context, plan, held, trained, layers, modules)
     start = _resume(training)
-    with _recomputing(lvlm, layers) if context.config.train.recompute else nullcontext():
-        run_loop(training, start)
+    try:
+        with _recomputing(lvlm, layers) if context.config.train.recompute else nullcontext():
+            run_loop(training, start)
+    except Diverged:
+        training.saver.close()
+        _leave(training)
+        raise
 
     require_gradients(training, len(training.plan.steps))
     require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
@@ -195,6 +202,7 @@ def _leave(training: Training) -> None:
         engine.optimizer.empty_partition_cache()
     engine.destroy()
     for parameter in model.parameters():
+        parameter.grad = None  # of a step that was not taken
         for keeper in ("_z3_optimizer", "_zero_optimizer"):  # would keep masters and moments alive
             parameter.__dict__.pop(keeper, None)
     remove_adapters(model)
