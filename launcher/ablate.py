@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -100,7 +101,7 @@ def _seeds(config: Config) -> range:
 def _check_variants(config: Config) -> None:
     """Raises UserError for a variant that cannot be, before anything is trained."""
     own = selected_variant(config)
-    variants = other_variants(config, 1, images=True)
+    variants = other_variants(config, 1, images=True, uneven=True)
     wanted(variants, list(config.ablate.only), [own.name])
     for variant in wanted(variants, config.ablate.variants, [own.name]):
         variant_config(config, variant, config.seed)
@@ -110,8 +111,10 @@ def _all_entries(config: Config, first: Sequence[Entry], prepared: Prepared) -> 
     """What is to be run and compared, now that the recipe's selection is known."""
     runs = prepared.run.path / "runs"
     known = [replace(entry, layers=selected_layers(RunFolder(runs / str(entry.run)))) for entry in first]
-    images = any(json.loads(line)["image"] for line in prepared.records.split("\n") if line)
-    return plan_entries(config, known, runs, images)
+    records = [json.loads(line) for line in prepared.records.split("\n") if line]
+    images = any(record["image"] for record in records)
+    pairs = Counter(language for record in records for language in record["questions"] if language != "en")
+    return plan_entries(config, known, runs, images, uneven=len(set(pairs.values())) > 1)
 
 
 def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:

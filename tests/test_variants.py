@@ -35,7 +35,7 @@ def tiny(**values: Any) -> Config:
 
 def test_variants_differ_in_what_they_are_called_by() -> None:
     config = tiny()
-    variants = other_variants(config, 2, images=True)
+    variants = other_variants(config, 2, images=True, uneven=False)
     configs = {v.name: variant_config(config, v, 5) for v in variants}
     assert {c.seed for c in configs.values()} == {5}
     for name in ("random", "shallowest", "middle", "deepest"):
@@ -46,10 +46,16 @@ def test_variants_differ_in_what_they_are_called_by() -> None:
     assert configs["ffn"].selection.strategy == "msd" and configs["ffn"].selection.modules == "ffn"
     assert {"threshold_candidates", "threshold_all_layers"} <= set(configs)
     assert configs["hardest"].sampling.keep == 0.5
-    assert "text_only" not in {v.name for v in other_variants(config, 2, images=False)}
+    uneven = {
+        v.name: variant_config(config, v, 5).sampling
+        for v in other_variants(config, 2, images=True, uneven=True)
+    }
+    assert uneven["balanced"].languages == "balanced" and "balanced" not in configs
+    assert (uneven["temperature"].languages, uneven["temperature"].temperature) == ("temperature", 3.33)
+    assert "text_only" not in {v.name for v in other_variants(config, 2, images=False, uneven=False)}
     own = tiny(**{"selection.strategy": "deepest", "selection.k": 1})
     assert selected_variant(own).name == "deepest"
-    names = {v.name for v in other_variants(own, 1, images=True)}
+    names = {v.name for v in other_variants(own, 1, images=True, uneven=False)}
     assert "deepest" not in names and "threshold_candidates" not in names
 
 
@@ -62,7 +68,8 @@ def test_variants_differ_in_what_they_are_called_by() -> None:
 )
 def test_every_variant_fits_a_recipe_that_trains_otherwise(recipe: dict[str, Any]) -> None:
     config = tiny(**recipe)
-    trains = {v.name: variant_config(config, v, 0).train for v in other_variants(config, 2, images=True)}
+    variants = other_variants(config, 2, images=True, uneven=False)
+    trains = {v.name: variant_config(config, v, 0).train for v in variants}
     lora = recipe["train.method"] == "lora"
     kept = ("lora", 8, 4.0) if lora else ("layers", None, None)
     for name in ("shallowest", "middle", "deepest", "random", "ffn", "attention"):
@@ -95,7 +102,7 @@ def test_the_command_line_wins_over_the_values_of_every_run() -> None:
 
 def test_values_of_the_ablation_s_own_section_are_taken() -> None:
     config = tiny(**{"ablate.only": {"lora": {"train.learning_rate": 0.5, "train.lora_rank": 4}}})
-    lora = next(v for v in other_variants(config, 1, True) if v.name == "lora")
+    lora = next(v for v in other_variants(config, 1, images=True, uneven=False) if v.name == "lora")
     made = variant_config(config, lora, 0)
     assert (made.train.learning_rate, made.train.lora_rank) == (0.5, 4)
     with pytest.raises(UserError, match=r"ablate\.only.*unknown key 'train\.learning_rat'.*learning_rate"):
@@ -126,8 +133,10 @@ def test_a_variant_that_trains_the_same_shares_the_run(tmp_path: Path) -> None:
     first = [replace(entry, layers=(0,)) for entry in first_entries(config, own, [0, 1])]
     for entry in first:
         probed(tmp_path / str(entry.run))
-    entries = {(e.variant.name, e.seed): e for e in plan_entries(config, first, tmp_path, images=True)}
-    assert len(entries) == 2 * (1 + len(other_variants(config, 1, True)))
+    entries = {
+        (e.variant.name, e.seed): e for e in plan_entries(config, first, tmp_path, images=True, uneven=False)
+    }
+    assert len(entries) == 2 * (1 + len(other_variants(config, 1, images=True, uneven=False)))
     for name in ("shallowest", "threshold_candidates", "threshold_all_layers"):
         assert (entries[name, 1].layers, entries[name, 1].run) == ((0,), "msd-seed-1")
     for name, layers in (("deepest", (3,)), ("middle", (1,)), ("all", (0, 1, 2, 3)), ("ffn", (0,))):
@@ -147,7 +156,7 @@ def test_a_rule_that_selects_nothing_is_told_and_not_run(tmp_path: Path) -> None
     tables = load_file(path)
     tables["active"][:, 2:, 2] = 60  # the mean over all layers is then above every candidate's
     save_file(tables, path)
-    _, entry = plan_entries(config, first, tmp_path, images=True)
+    _, entry = plan_entries(config, first, tmp_path, images=True, uneven=False)
     assert entry.run is None and "no layer selected" in str(entry.refused)
 
 

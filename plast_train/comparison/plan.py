@@ -45,16 +45,20 @@ def selected_layers(run: RunFolder) -> tuple[int, ...]:
     return tuple(read_json(run.selection)["selected_layers"])
 
 
-def plan_entries(config: Config, first: Sequence[Entry], runs: Path, images: bool) -> list[Entry]:
+def plan_entries(
+    config: Config, first: Sequence[Entry], runs: Path, images: bool, uneven: bool
+) -> list[Entry]:
     """All entries. `first` are those of the recipe's own selection, with their layers known; `runs` is the
-    folder that their runs are in; `images`: whether any record has one. With each seed the others get as many
-    layers as the recipe's selection chose with it. A variant that trains the same as one before it shares
-    that run."""
+    folder that their runs are in; `images` and `uneven`: see `other_variants`. With each seed the others get
+    as many layers as the recipe's selection chose with it. A variant that trains the same as one before it
+    shares that run."""
     entries = list(first)
     trained = {_identity(entry.config, entry.layers): entry.run for entry in entries}
     by_seed = [
         wanted(
-            other_variants(config, len(start.layers), images), config.ablate.variants, [start.variant.name]
+            other_variants(config, len(start.layers), images, uneven),
+            config.ablate.variants,
+            [start.variant.name],
         )
         for start in first
     ]

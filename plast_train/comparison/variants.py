@@ -14,6 +14,8 @@ from plast_train.errors import UserError, nearest
 # about alike.
 LORA_RANK = 16
 PER_TEMPLATE = 8
+# Between T=1, pairs as they are, and T=∞, all languages alike; mT5 (Xue et al. 2021) takes 1/0.3.
+TEMPERATURE = 3.33
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ def selected_variant(config: Config) -> Variant:
     return Variant(config.selection.strategy, "the recipe", {})
 
 
-def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
-    """The rest; `k` is how many layers the recipe's own selection chose, `images` whether any record has one.
+def other_variants(config: Config, k: int, images: bool, uneven: bool) -> list[Variant]:
+    """The rest; `k` is how many layers the recipe's own selection chose, `images` whether any record has one,
+    `uneven` whether some languages have fewer pairs than others, which sampling can balance.
     Those that would be the recipe itself are left out. A recipe's LoRA is kept where a variant is about other
     layers; full training, which leaves no layer to choose, is not."""
     train = config.train
@@ -69,6 +72,13 @@ def other_variants(config: Config, k: int, images: bool) -> list[Variant]:
         other = not train.image_in_training
         name, shows = ("with_image", "with the image") if other else ("text_only", "without the image")
         variants.append(Variant(name, f"training {shows}", {"train.image_in_training": other}))
+    if uneven:
+        by_root = {"sampling.languages": "temperature", "sampling.temperature": TEMPERATURE}
+        balanced = {"sampling.languages": "balanced", "sampling.temperature": None}
+        variants += [
+            Variant("temperature", f"languages by their pairs to the power of 1/{TEMPERATURE:g}", by_root),
+            Variant("balanced", "as much of every language", balanced),
+        ]
     variants += [
         Variant(
             "deduplicated",
