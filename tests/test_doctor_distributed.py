@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -341,7 +342,8 @@ def test_sound_machines_are_fit(tmp_path: Path) -> None:
     lines = outputs[0].splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["node", "1", "2"]
     assert lines[-2].startswith("all-reduce: 3 ranks") and "bus bandwidth" in lines[-2]
-    assert lines[-1].startswith("2 machines: fit for a run")
+    seconds = re.fullmatch(r"2 machines: fit for a run \((\d+\.\d) s\)", lines[-1])
+    assert seconds is not None and float(seconds[1]) < 60, lines[-1]
     assert "fail" not in outputs[0]
     assert not (tmp_path / "RUN").exists()
 
