@@ -100,11 +100,12 @@ def test_a_restarted_job_keeps_its_recipe(
 def test_a_run_folder_in_use_is_left_alone(submit_standin: Submitter) -> None:
     lock = submit_standin.folder / "run" / ".lock"
     lock.parent.mkdir(parents=True)
+    lock.write_text("whoever works here")
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.wait(1):
-            lock.write_text("whoever works here")
+            lock.touch()
 
     owner = threading.Thread(target=beat)
     owner.start()
