@@ -17,7 +17,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
         pytest.skip(why)
     built = Images(Path(os.environ.get("PLAST_IMAGES") or tmp_path_factory.mktemp("images")))
     try:
-        built.make_base()
         if why := built.refusal():
             pytest.skip(why)
         built.build()

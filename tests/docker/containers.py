@@ -100,6 +100,10 @@ class Images:
 
     def refusal(self) -> str:
         """Why this machine runs no container at all, not even of the base; empty if it does."""
+        try:
+            self.make_base()
+        except subprocess.CalledProcessError as error:
+            return f"no base can be made on this machine: {error}"
         command = ["podman", *self.store(), *PODMAN, "run", *SETTINGS, "--rm", BASE, "true"]
         done = subprocess.run(command, capture_output=True, text=True)
         return f"no container runs on this machine: {done.stderr.strip()}" if done.returncode else ""
