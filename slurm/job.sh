@@ -102,7 +102,7 @@ keep_script() {
     printf '#!/usr/bin/env bash\n'
     { grep '^#SBATCH ' "$0" && sbatch_options; } | tac | awk -F'[ =]' '!seen[$2]++' | tac # the last one counts
     for variable in PLAST_{HOME,RECIPE,OVERRIDES,RUN,STAGES,NPROC,ENV,CONTAINER,MOUNTS,DOCTOR,MAX_RESTARTS} \
-      PLAST_MASTER_{ADDR,PORT}; do
+      PLAST_MASTER_ADDR PLAST_MASTER_PORT; do
       [[ -z ${!variable:-} ]] || printf 'export %s=%q\n' "$variable" "${!variable}"
     done
     [[ ! -f $PLAST_RECIPE ]] || printf 'export PLAST_RECIPE=%q\n' "$folder/recipe.yaml"
