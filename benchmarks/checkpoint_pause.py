@@ -123,7 +123,7 @@ def rank_main(folder: Path, layers: int, saves: int) -> None:
     ranks.say(f"torch {torch.__version__}, {platform.machine()}, {ranks.device.type}, {ranks.world} ranks")
     ranks.say(f"checkpoint of {size:.2f} GB a rank; {saves} saves each way; seconds, median (least to most)")
     ranks.say(f"the loop waits     {spread(waited)}")
-    ranks.say(f"behind the loop    {spread(held)}; the first, which takes fresh memory, {first:.3f}")
+    ranks.say(f"behind the loop    {spread(held)}; the first {first:.3f}")
     ranks.say(f"of the former      {median(held) / median(waited):.1%}")
     ranks.say(f"a step takes {usual:.3f} s, while a checkpoint is published {spread(meanwhile)}")
     loop.saver.close()
