@@ -124,8 +124,7 @@ def go_back(run: RunFolder) -> str | None:
         return None
     return (
         f"failed {len(row)} times {_where(*row[0].place)}: the newest checkpoint is set aside as "
-        f"{set_aside(newest)}; "
-        "going on from the one before"
+        f"{set_aside(newest)}; going on from the one before"
     )
 
 

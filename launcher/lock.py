@@ -96,8 +96,9 @@ def only_launcher(run: RunFolder) -> Iterator[None]:
 
 def _acquire(run: RunFolder) -> int:
     """The open lock file, locked as well as its file system can."""
-    file, owner = _open(run), read_owner(run)
+    file = _open(run)
     held = _flock(file)
+    owner = read_owner(run)  # only now: who has just given the folder back is none
     here = owner is None or owner.system == _this_system()
     if held is False and here:
         lives = True
