@@ -14,12 +14,13 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
+from plast_train import late_files
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.distributed import end_ranks, start_ranks
 from plast_train.errors import Diverged, Interrupted, UserError
 from plast_train.run_folder import RunFolder
-from plast_train.training import checkpoint_files, loop
+from plast_train.training import loop
 from plast_train.training.checkpoints import host_memory, snapshot
 from plast_train.training.deepspeed_config import load_deepspeed_config
 from plast_train.training.train import train
@@ -56,7 +57,7 @@ def infinite_gradient(run: Path) -> Iterator[None]:
 
 
 def main(runs: list[str]) -> int:
-    checkpoint_files.SECONDS_TO_SEE = 0.5  # what is missing here does not come late
+    late_files.SECONDS_TO_SEE = 0.5  # what is missing here does not come late
     ranks = start_ranks(Path(runs[0]) / "logs")
     for run in map(Path, runs):
         config = load_config(str(run / "config.yaml"))

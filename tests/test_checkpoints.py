@@ -14,6 +14,7 @@ import pytest
 import torch
 from checkpoint_makers import ALONE, IDENTITY, SETTINGS, SHAPES, cut, save, states
 
+from plast_train import late_files
 from plast_train.errors import UserError
 from plast_train.training import checkpoint_files, checkpoints
 from plast_train.training.checkpoint_files import manifest_text, newest_valid, verify
@@ -67,7 +68,7 @@ DAMAGE: dict[str, Any] = {
 def test_damage_is_found_named_and_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0)
     before, path = save(tmp_path, 5), save(tmp_path, 10)
     assert newest_valid(tmp_path, pytest.fail) is not None
     DAMAGE[damage](path)

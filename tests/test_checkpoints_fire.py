@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from checkpoint_makers import ALONE, IDENTITY, SETTINGS, holds_step, save, save_on
 
-from plast_train import run_folder
+from plast_train import late_files, run_folder
 from plast_train.errors import UserError
 from plast_train.training import checkpoint_files, checkpoints
 from plast_train.training.checkpoint_files import MANIFEST, newest_valid, shard_name, step_name
@@ -34,7 +34,7 @@ WHITE = b" \n\t\r"
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing does not come late."""
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0)
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_clocks_that_go_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in checkpoint_files.checkpoints(tmp_path)] == [step_name(15), NEW]
     assert checkpoints.choose(tmp_path, IDENTITY, SETTINGS, ALONE) == tmp_path / step_name(15)
     (tmp_path / step_name(15) / MANIFEST).unlink()
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0.5)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0.5)
     began = time.monotonic()
     assert checkpoints.choose(tmp_path, IDENTITY, SETTINGS, ALONE) == tmp_path / NEW
     assert 0.5 <= time.monotonic() - began < 5
@@ -341,7 +341,7 @@ def test_a_file_shown_in_part_is_waited_for(two: Path) -> None:
 
 def test_waiting_ends(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many files are missing, in however many checkpoints."""
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 1.0)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 1.0)
     save(two, 3)
     (two / NEW / "shard-00001-of-00004.safetensors").unlink()
     (two / OLD / MANIFEST).unlink()
@@ -395,7 +395,7 @@ def test_a_folder_that_machines_do_not_share_is_told(two: Path, monkeypatch: pyt
             path.unlink()
         return entry
 
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0.5)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0.5)
     monkeypatch.setattr(checkpoints, "_write_shard", write_elsewhere)
     for outcome in save_on(3, two, 15):
         assert isinstance(outcome, UserError)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from plast_train import late_files
 from plast_train.activations.collect import _Parts
 from plast_train.activations.counts import ActivationCounts
 from plast_train.data.images import load_image
@@ -22,7 +23,6 @@ from plast_train.data.token_tree import grow_tree
 from plast_train.errors import UserError
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.lvlm.prompts import Prompter
-from plast_train.training import checkpoint_files
 
 LANGUAGES = ["en", "pt", "zh", "ru"]
 NEAR_ZERO = 1e-5
@@ -182,7 +182,7 @@ def test_sharing_the_prefix_saves_two_thirds_of_the_tokens(shared: Path) -> None
 
 def test_a_part_shown_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine's: neither counted again nor left out."""
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 1.0)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 1.0)
     counts = ActivationCounts.zeros(1, 1, 1, 4, torch.device("cpu"))
     parts = _Parts(tmp_path, "this collection", 0, 1)
     parts.rows = [3, 5]

@@ -15,6 +15,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from plast_train import late_files
 from plast_train.config import Config
 from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.families import FAMILIES
@@ -22,7 +23,6 @@ from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.lvlm.loading import describe_base
 from plast_train.lvlm.weights import disk_tensors
 from plast_train.run_folder import RunFolder
-from plast_train.training import checkpoint_files
 from plast_train.training import export as exporting
 from plast_train.training.checkpoints import Identity, Snapshot, write
 from plast_train.training.export import check_export, export, write_export
@@ -316,11 +316,11 @@ def test_stage_refuses_a_checkpoint_of_another_base(context):
 
 
 def test_stage_refuses_a_torn_checkpoint(context, monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "SECONDS_TO_SEE", 0)
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0)
     shard = next(context.run.checkpoints.glob("*/shard-*"))
     shard.write_bytes(shard.read_bytes()[:-4])
     context.run.publish_record("train", {}, {}, [context.run.checkpoints])
-    with pytest.raises(UserError, match=r"step-00000007.*the checkpoint before"):
+    with pytest.raises(UserError, match=r"step-00000007.*the newest whole checkpoint"):
         export(context)
     assert context.run.record("train") is None  # so that the same command trains on
 

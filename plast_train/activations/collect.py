@@ -27,9 +27,9 @@ from plast_train.data.sampling import probe_records
 from plast_train.data.token_tree import TokenTree
 from plast_train.distributed import Ranks
 from plast_train.errors import Interrupted, UserError
+from plast_train.late_files import Patience
 from plast_train.run_folder import publish_bytes
 from plast_train.stages import inputs_of, settings_of
-from plast_train.training.checkpoint_files import Patience
 
 log = logging.getLogger(__name__)
 

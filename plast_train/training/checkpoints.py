@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +23,13 @@ from torch.nn import Parameter
 
 from plast_train.distributed import Ranks
 from plast_train.errors import UserError
+from plast_train.late_files import Patience, has_bytes
 from plast_train.run_folder import publish_folder, sha256_of, sync_file
 from plast_train.training.checkpoint_files import (
     FORMAT,
     MANIFEST,
     BrokenCheckpoint,
-    Patience,
     checkpoints,
-    has_bytes,
     manifest_text,
     newest_valid,
     read_sizes,
@@ -199,8 +197,10 @@ def _choose(folder: Path, identity: Identity, settings: dict[str, Any], ranks: R
     path = found[0] if found else None
     # They are none of those that `keep` counts, nor one to go back to.
     for broken in [p for p in checkpoints(folder) if path is None or p.name > path.name]:
-        with suppress(OSError):  # a folder that cannot be written is told by the next save
+        try:
             ranks.say(f"{broken} is now {set_aside(broken)}")
+        except OSError as error:
+            ranks.say(f"WARNING: {broken} cannot be set aside: {error}")
     return path
 
 

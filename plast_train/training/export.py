@@ -76,7 +76,7 @@ def _masters(run: RunFolder, checkpoint: Path) -> dict[str, torch.Tensor]:
     except UserError as error:
         run.forget("train")
         raise UserError(
-            f"{error}; run the same command again: it trains on from the checkpoint before"
+            f"{error}; run the same command again: it trains on from the newest whole checkpoint"
         ) from None
 
 
