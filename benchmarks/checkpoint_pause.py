@@ -22,12 +22,12 @@ from statistics import median
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
+from plast_train.checkpoint.checkpoints import Identity, host_memory
+from plast_train.checkpoint.saver import Saver
+from plast_train.checkpoint.size import BYTES_PER_PARAMETER
 from plast_train.config import Config
-from plast_train.distributed import Ranks, end_ranks, start_ranks
-from plast_train.training.checkpoint_size import BYTES_PER_PARAMETER
-from plast_train.training.checkpoints import Identity, host_memory
+from plast_train.runtime.distributed import Ranks, end_ranks, start_ranks
 from plast_train.training.engine import build_engine
-from plast_train.training.saver import Saver
 
 WIDTH = 2048
 RANK = "a rank"  # the first argument of the ranks' own command line

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import torch
 
+from launcher.checks.paths import tiny_world
 from plast_train.config import DataConfig
 from plast_train.data.images import load_image
-from plast_train.data.packing import PackedRow, fill_rows, lay_out
+from plast_train.data.packing import PackedRow, fill_rows, pack_row
 from plast_train.data.questions import read_records
-from plast_train.data.token_tree import grow_tree
+from plast_train.data.token_tree import build_tree
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm, load_text_side
-from plast_train.lvlm.tiny.architecture import TinySizes
-from plast_train.lvlm.tiny.base import make_tiny
-from plast_train.paths import tiny_world
 from plast_train.run_folder import read_json
+from plast_train.tiny.architecture import TinySizes
+from plast_train.tiny.base import make_tiny
 
 LANGUAGES = ["en", "zh", "pt", "ar", "tr", "ru"]
 RECORDS = 100
@@ -51,8 +51,8 @@ def main() -> None:
     prompter = lvlm.prompter(LANGUAGES)
     groups = list(prompter.probes(records, range(len(records))))
     budget = arguments.tokens_per_row
-    packed = [lay_out(trees) for trees in fill_rows([grow_tree(group) for group in groups], budget)]
-    single = [lay_out([grow_tree([sequence])]) for group in groups for sequence in group]
+    packed = [pack_row(trees) for trees in fill_rows([build_tree(group) for group in groups], budget)]
+    single = [pack_row([build_tree([sequence])]) for group in groups for sequence in group]
     run(lvlm, packed[:1])  # warm-up
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
     results = {name: measure(lvlm, rows) for name, rows in (("token trees", packed), ("one by one", single))}

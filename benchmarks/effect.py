@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
-from plast_train.evaluation.accuracies import ENGLISH, MEAN, accuracies, percent, points
+from plast_train.data.languages import ENGLISH
+from plast_train.scoring.accuracies import MEAN, accuracies, percent, points
 
 # The same items with translated options and with English ones.
 BENCHMARKS, RULE = ("tiny", "tiny-english-options"), "parrot2024"

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from transformers import AutoProcessor
 
+from launcher.checks.paths import tiny_world
 from plast_train.config import ModelConfig
 from plast_train.evaluation.answering import Answerer
-from plast_train.evaluation.benchmarks import Benchmark, read_benchmark
-from plast_train.evaluation.questions import Question, letter_tokens, plan_batches, questions_of
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm, resolve_base
-from plast_train.paths import tiny_world
+from plast_train.scoring.questions import Question, letter_tokens, plan_batches, questions_of
+from plast_train.tasks.benchmarks import Benchmark, read_benchmark
 
 NEW_TOKENS = 8
 GOAL = 3.0

@@ -132,7 +132,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(stages: tuple[str, ...]) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        from launcher.run import run_stages
+        from launcher.commands.run import run_stages
 
         return run_stages(arguments.recipe, arguments.overrides, arguments.out, arguments.nproc, stages)
 
@@ -168,7 +168,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.benchmarks:
-        from launcher.evaluate import run_evaluation
+        from launcher.commands.evaluate import run_evaluation
 
         return run_evaluation(
             arguments.target, arguments.benchmarks, arguments.overrides, arguments.out, arguments.nproc
@@ -177,7 +177,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         raise UserError(
             "evaluate: give --benchmarks FILE … for a model or a run, or --out RUN for a recipe's stage"
         )
-    from launcher.run import run_stages
+    from launcher.commands.run import run_stages
 
     return run_stages(arguments.target, arguments.overrides, arguments.out, arguments.nproc, ("evaluate",))
 
@@ -199,13 +199,13 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     runs = [Path(arguments.target), *map(Path, arguments.others)]
     if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
-        from plast_train.analysis.report_comparison import write_comparison
+        from plast_train.comparison.page import write_comparison
 
         print(write_comparison(runs, arguments.out or Path("comparison.html")))
         return 0
     if arguments.out is None:
         raise UserError("report: give --out RUN for a recipe's stage, or the folders of two or more runs")
-    from launcher.run import run_stages
+    from launcher.commands.run import run_stages
 
     return run_stages(arguments.target, arguments.others, arguments.out, arguments.nproc, ("report",))
 
@@ -216,7 +216,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from launcher.plan import run_plan
+    from launcher.commands.plan import run_plan
 
     return run_plan(arguments.recipe, arguments.overrides, arguments.json)
 
@@ -238,7 +238,7 @@ def _submit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from launcher.slurm import SBATCH_OPTIONS, submit
+    from launcher.commands.submit import SBATCH_OPTIONS, submit
 
     given = {option: getattr(arguments, option.replace("-", "_")) for option in SBATCH_OPTIONS}
     return submit(
@@ -259,7 +259,7 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from launcher.status import run_status
+    from launcher.commands.status import run_status
 
     return run_status(arguments.run, arguments.json)
 
@@ -288,7 +288,7 @@ def _layer(text: str) -> int:
 
 
 def _attention(arguments: argparse.Namespace) -> int:
-    from launcher.attention import draw_attention
+    from launcher.commands.attention import draw_attention
 
     return draw_attention(
         arguments.run, arguments.question, arguments.language, arguments.layer, arguments.out
@@ -320,7 +320,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    from launcher.ablate import run_ablation
+    from launcher.commands.ablate import run_ablation
 
     names = [name for name in arguments.variants.split(",") if name]
     return run_ablation(
@@ -335,7 +335,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from launcher.run import run_stages
+    from launcher.commands.run import run_stages
 
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same figures on every machine
     return run_stages("tiny", [], arguments.out, min(2, os.cpu_count() or 1), STAGES)
@@ -357,13 +357,13 @@ def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     if arguments.distributed:
-        from launcher.doctor_distributed import run_distributed_doctor
+        from launcher.doctor.machines import run_distributed_doctor
 
         return run_distributed_doctor(arguments.out or Path(), arguments.nproc, arguments.wait or 40)
     given = [name for name in ("out", "nproc", "wait") if getattr(arguments, name) is not None]
     if given:
         raise UserError(f"--{given[0]} goes with --distributed: plast doctor alone checks this machine only")
-    from launcher.doctor import run_doctor
+    from launcher.doctor.machine import run_doctor
 
     return run_doctor()
 
@@ -387,8 +387,8 @@ def _make_tiny(arguments: argparse.Namespace) -> int:
         raise UserError(
             "--tokenizer goes with --random-weights: the trained model has a tokenizer of its own"
         )
-    from plast_train.lvlm.tiny.base import make_tiny
     from plast_train.run_folder import publish_folder
+    from plast_train.tiny.base import make_tiny
 
     with tempfile.TemporaryDirectory(dir=arguments.out.absolute().parent, prefix=".make-tiny-") as folder:
         unfinished = Path(folder) / "model"

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from plast_train.evaluation.accuracies import ENGLISH, MEAN, counted, headline_rule, percent, ways_of
+from plast_train.data.languages import ENGLISH
 from plast_train.run_folder import RunFolder, read_json
+from plast_train.scoring.accuracies import MEAN, counted, headline_rule, percent, ways_of
 
 COLUMNS = ("generated", "logits", "no match", "empty", "repeats")
 EXPLAINED = (

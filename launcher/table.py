@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from plast_train.evaluation.accuracies import (
+from plast_train.run_folder import RunFolder, read_json
+from plast_train.scoring.accuracies import (
     COUNTED,
     accuracies,
     compared_by,
@@ -17,7 +18,6 @@ from plast_train.evaluation.accuracies import (
     rule_of,
     ways_of,
 )
-from plast_train.run_folder import RunFolder, read_json
 
 _EXPLAINED = (
     "95 %: bootstrap interval of the change, in points.\n"

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from plast_train.config import Config
+from plast_train.config import Config, load_config
 from plast_train.data.questions import Record
-from plast_train.distributed import Ranks
 from plast_train.lvlm.loading import Lvlm, load_lvlm
 from plast_train.lvlm.prompts import Prompter
-from plast_train.run_folder import RunFolder, read_json
+from plast_train.run_folder import RunFolder, read_json, sha256_of
+from plast_train.runtime.deepspeed_config import load_deepspeed_config
+from plast_train.runtime.distributed import Ranks
+from plast_train.runtime.rank import wait_for_files
 
 
 @dataclass
@@ -56,3 +58,12 @@ class Context:
     @cached_property
     def prompter(self) -> Prompter:
         return self.lvlm.prompter(self.config.data.languages)
+
+
+def context_of(run: RunFolder, ranks: Ranks) -> Context:
+    """What rank 0 has read: the launchers of other machines may have seen the folder later, or as it was."""
+    config = ranks.on_first(lambda: load_config(str(run.config)))
+    ranks.watchdog.minutes = config.watchdog_minutes
+    files = ranks.on_first(lambda: {path.name: sha256_of(path) for path in (run.base, run.records)})
+    wait_for_files(run, files, ranks)
+    return Context(config, run, ranks, load_deepspeed_config(config))

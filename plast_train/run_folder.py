@@ -216,3 +216,9 @@ def content_hash(path: Path) -> str:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
+    return Path(os.environ.get("PLAST_CACHE", default))

@@ -10,8 +10,8 @@ import json
 from typing import Any
 
 from plast_train.config import Config
-from plast_train.evaluation.benchmark_hashes import benchmark_hashes
 from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.tasks.benchmark_hashes import benchmark_hashes
 
 STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
@@ -118,12 +118,12 @@ def is_done(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) ->
     return inputs is not None and run.is_done(stage, settings_of(stage, config), inputs)
 
 
-def stands(stage: str, run: RunFolder) -> bool:
+def is_current(stage: str, run: RunFolder) -> bool:
     """Whether the stage and those before it are finished and were made one of the other, so that their files
     belong together: not so while a run is being done anew with other settings."""
     record = run.record(stage)
     return record is not None and all(
-        record["inputs"][needed] == record_hash(run, needed) and stands(needed, run)
+        record["inputs"][needed] == record_hash(run, needed) and is_current(needed, run)
         for needed in _NEEDS[stage]
     )
 

@@ -25,7 +25,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny LLaVA-1.5 with random weights and the shipped tokenizer."""
-    from plast_train.lvlm.tiny.base import make_tiny
+    from plast_train.tiny.base import make_tiny
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny(folder, seed=0, random_weights=True)

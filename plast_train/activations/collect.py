@@ -1,6 +1,6 @@
 """The stage `collect`: run the probe through the base and count which neurons fire, for every language.
 
-Rows are dealt to ranks; each rank keeps its own tables and there is one reduction at the end. Now and then
+Rows are sharded; each rank keeps its own tables and there is one reduction at the end. Now and then
 a rank publishes what it has counted as a part, so that a killed run goes on from there on any number of
 ranks.
 """
@@ -19,16 +19,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
-from plast_train.activations.counts import ActivationCounts
-from plast_train.activations.probing import counting, empty_counts, probe_rows
 from plast_train.context import Context
-from plast_train.data.packing import deal
+from plast_train.data.packing import shard_rows
 from plast_train.data.sampling import probe_records
 from plast_train.data.token_tree import TokenTree
-from plast_train.distributed import Ranks
 from plast_train.errors import Interrupted, UserError
-from plast_train.late_files import Patience
+from plast_train.neurons.counts import ActivationCounts
+from plast_train.neurons.probing import counting, empty_counts, probe_rows
 from plast_train.run_folder import publish_bytes
+from plast_train.runtime.distributed import Ranks
+from plast_train.runtime.late_files import FileWait
 from plast_train.stages import inputs_of, settings_of
 
 log = logging.getLogger(__name__)
@@ -89,11 +89,11 @@ def _count_rows(
     records_done = len(numbers) - sum(len(row) for row in todo)
     progress = ranks.progress("collect", len(numbers), "records", records_done)
     with counting(context.lvlm, counts, numbers, english, context.deepspeed) as count, progress:
-        for turn in deal(todo, ranks.rank, ranks.world):
-            count(turn)
-            if turn.counts:
-                parts.rows.append(names[turn.number])
-            progress.add(min(ranks.world * len(turn.trees), len(numbers) - progress.done))
+        for rank_row in shard_rows(todo, ranks.rank, ranks.world):
+            count(rank_row)
+            if rank_row.counts:
+                parts.rows.append(names[rank_row.number])
+            progress.add(min(ranks.world * len(rank_row.trees), len(numbers) - progress.done))
             stop = ranks.should_stop()
             if stop or ranks.broadcast(parts.age() > 60 * context.config.checkpoint.every_minutes):
                 parts.publish(counts)
@@ -180,9 +180,9 @@ class _Parts:
 
     def _seen(self, names: Sequence[str]) -> Iterator[Path]:
         """The parts once they are there: a shared file system may show them late. They are never torn."""
-        patience = Patience(log.warning)
+        file_wait = FileWait(log.warning)
         for path in (self.folder / name for name in names):
-            if not patience.until(path.is_file, path):
+            if not file_wait.until(path.is_file, path):
                 raise UserError(
                     f"{path} is not to be seen on this machine: do all machines share this folder?"
                 )

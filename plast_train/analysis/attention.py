@@ -17,14 +17,14 @@ from safetensors.torch import save
 
 from plast_train.analysis.attention_maps import box_share, explain, mass_inside, seen_box, seen_image
 from plast_train.analysis.heat_picture import heat_picture
-from plast_train.analysis.models import MODELS, become, for_sequences
+from plast_train.analysis.models import MODELS, for_sequences, load_weights_of
 from plast_train.config import Config
 from plast_train.context import Context
 from plast_train.data.images import load_image
+from plast_train.data.languages import ENGLISH
 from plast_train.data.questions import Record, complete
 from plast_train.data.sampling import split_records
 from plast_train.errors import Interrupted
-from plast_train.evaluation.accuracies import ENGLISH
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.prompts import Prompter
 from plast_train.run_folder import publish_bytes
@@ -116,7 +116,7 @@ def explain_record(
 def _explain_all(context: Context, chosen: Sequence[int], name: str) -> list[tuple[str, Heat]]:
     """Of the model called `name`, record after record, language after language, on every rank."""
     config, ranks = context.config, context.ranks
-    lvlm = become(context, name)
+    lvlm = load_weights_of(context, name)
     mine: dict[int, list[tuple[str, Heat]]] = {}
     with ranks.progress(f"analyse: attention, {name}", len(chosen), "records") as progress:
         for start in range(0, len(chosen), ranks.world):

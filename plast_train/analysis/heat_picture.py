@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
-from plast_train.analysis.plots import STYLE, save
 from plast_train.data.languages import language_name
-from plast_train.evaluation.accuracies import BASE, TRAINED
+from plast_train.figures.plots import STYLE, save
+from plast_train.scoring.accuracies import BASE, TRAINED
 
 PANELS = {BASE: "before training", TRAINED: "after training"}
 HEAT_COLOURS = "inferno"  # brighter is hotter also in grey and to the colour-blind

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from plast_train.analysis.models import MODELS, become, for_rows, selected_layers
+from plast_train.analysis.models import MODELS, for_rows, load_weights_of, selected_layers
 from plast_train.analysis.option_items import OptionItems, same_items
 from plast_train.context import Context
-from plast_train.data.packing import deal
+from plast_train.data.packing import shard_rows
 from plast_train.errors import Interrupted
-from plast_train.evaluation.accuracies import BASE, TRAINED
-from plast_train.evaluation.benchmarks import benchmarks_of
-from plast_train.evaluation.significance import mcnemar
 from plast_train.lvlm.forward import forward_ready
+from plast_train.scoring.accuracies import BASE, TRAINED
+from plast_train.scoring.significance import mcnemar
+from plast_train.tasks.benchmarks import benchmarks_of
 
 INTACT = "intact"
 
@@ -51,12 +51,12 @@ def knockout(context: Context) -> dict[str, Any]:
         return tree | {"benchmarks": {}}
     skipped: dict[str, Right] = {}
     for name in MODELS:
-        become(context, name)
+        load_weights_of(context, name)
         skipped[name] = _right(context, items, layers, f"{name}, skipped")
     reset: Right = {INTACT: skipped[TRAINED][INTACT]}
     for layer in selected:
-        become(context, TRAINED)
-        become(context, BASE, [layer])
+        load_weights_of(context, TRAINED)
+        load_weights_of(context, BASE, [layer])
         reset[layer] = _right(context, items, (), f"{TRAINED}, layer {layer} reset")[INTACT]
     found = {}
     for name in dict.fromkeys(benchmark.name for benchmark in benchmarks):
@@ -80,16 +80,16 @@ def _right(context: Context, items: OptionItems, layers: Sequence[int], label: s
     progress = ranks.progress(f"analyse: knockout, {label}", len(items.questions), "questions")
     decoder = lvlm.family.layers(lvlm.model)
     with forward_ready(lvlm.model, context.deepspeed) as model, progress:
-        for turn in deal(items.rows, ranks.rank, ranks.world):
+        for rank_row in shard_rows(items.rows, ranks.rank, ranks.world):
             if ranks.should_stop():
                 raise Interrupted(f"analyse: stopped by a signal in knockout, {label}")
-            row = items.row(lvlm, model, turn.trees)
+            row = items.row(lvlm, model, rank_row.trees)
             with recorded_inputs(decoder) as inputs:
                 found: dict[str | int, dict[int, int]] = {INTACT: items.right(model, row)}
             for layer in layers:
                 with skipped_layer(decoder, layer, inputs[layer]):
                     found[layer] = items.right(model, row)
-            for variant, of_row in found.items() if turn.counts else ():
+            for variant, of_row in found.items() if rank_row.counts else ():
                 for number, is_right in of_row.items():
                     right[variant][number] = is_right
             progress.add(min(ranks.world * len(row.questions), len(items.questions) - progress.done))

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plast_train.analysis.plots import (
+from plast_train.data.languages import ENGLISH
+from plast_train.figures.plots import (
     PASSED_OVER,
     SELECTED,
     STYLE,
@@ -24,7 +25,7 @@ from plast_train.analysis.plots import (
     mark_selected,
     save,
 )
-from plast_train.evaluation.accuracies import BASE, ENGLISH, TRAINED
+from plast_train.scoring.accuracies import BASE, TRAINED
 
 Tree = Mapping[str, Any]
 HATCHES = ("", "////", "....", "xxxx")

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
+from plast_train.checkpoint.checkpoints import load_masters
+from plast_train.checkpoint.format import BrokenCheckpoint, checkpoints, read_manifest
 from plast_train.context import Context
 from plast_train.errors import UserError
-from plast_train.evaluation.accuracies import BASE, TRAINED
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import load_layers, load_weights, put_weights
 from plast_train.run_folder import read_json
-from plast_train.training.checkpoint_files import BrokenCheckpoint, checkpoints, read_manifest
-from plast_train.training.checkpoints import load_masters
+from plast_train.scoring.accuracies import BASE, TRAINED
 
 MODELS = (BASE, TRAINED)
 
@@ -28,7 +28,7 @@ def selected_layers(context: Context) -> list[int]:
     return list(read_json(context.run.selection)["selected_layers"])
 
 
-def become(context: Context, name: str, layers: list[int] | None = None) -> Lvlm:
+def load_weights_of(context: Context, name: str, layers: list[int] | None = None) -> Lvlm:
     """Gives the model the weights of `base` or `plast` (what was trained), or of these layers alone. Called
     by every rank."""
     folder = context.run.export if name == TRAINED else context.lvlm.path

@@ -19,14 +19,14 @@ from PIL import Image
 from torch import nn
 
 from plast_train.data.images import to_rgb
-from plast_train.data.packing import fill_rows, lay_out
-from plast_train.data.token_tree import Key, TokenTree, grow_tree, split_tree
-from plast_train.evaluation.benchmarks import Benchmark
-from plast_train.evaluation.multiple_choice import CIRCULAR_STEP
-from plast_train.evaluation.questions import Question, letter_tokens, questions_of
-from plast_train.evaluation.scores import option_logits_right
+from plast_train.data.packing import fill_rows, pack_row
+from plast_train.data.token_tree import Key, TokenTree, build_tree, split_tree
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
+from plast_train.scoring.questions import Question, letter_tokens, questions_of
+from plast_train.scoring.scores import option_logits_right
+from plast_train.tasks.benchmarks import Benchmark
+from plast_train.tasks.multiple_choice import CIRCULAR_STEP
 
 
 def same_items(benchmarks: Sequence[Benchmark], wanted: int, seed: int) -> list[Benchmark]:
@@ -87,7 +87,7 @@ class OptionItems:
         by_image = defaultdict(list)
         for sequence in prompter.prompts(prompts):
             by_image[sequence.image].append(sequence)
-        trees = [grow_tree(sequences) for sequences in by_image.values()]
+        trees = [build_tree(sequences) for sequences in by_image.values()]
         longest = max((s.length for tree in trees for s in tree.sequences), default=0)
         budget = max(tokens_per_row, longest)
         parts = [part for tree in trees for part in split_tree(tree, budget)]
@@ -96,10 +96,10 @@ class OptionItems:
 
     def row(self, lvlm: Lvlm, model: nn.Module, trees: Sequence[TokenTree]) -> ItemRow:
         """One row, ready for `model`, which is the LVLM as it runs."""
-        row = lay_out(trees)
+        row = pack_row(trees)
         pictures = [to_rgb(Image.open(io.BytesIO(self.images[name]))) for name in row.images]
         inputs = row_inputs(model, row, lvlm.pixel_values(pictures))
-        read = [placed.at(placed.sequence.read_from) for placed in row.placed]
+        read = [placed.at(placed.sequence.last_prompt_position) for placed in row.placed]
         inputs["logits_to_keep"] = torch.tensor(read, device=inputs["input_ids"].device)
         return ItemRow(inputs, [placed.sequence.key.record for placed in row.placed])
 

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from plast_train.activations.probing import probe_inputs, probe_rows
-from plast_train.analysis.models import MODELS, become, for_rows, selected_layers
+from plast_train.analysis.models import MODELS, for_rows, load_weights_of, selected_layers
 from plast_train.analysis.stability import analysed_records
 from plast_train.context import Context
-from plast_train.data.packing import PackedRow, deal, lay_out
+from plast_train.data.languages import ENGLISH
+from plast_train.data.packing import PackedRow, pack_row, shard_rows
 from plast_train.errors import Interrupted
-from plast_train.evaluation.accuracies import ENGLISH
 from plast_train.lvlm.forward import forward_ready
+from plast_train.neurons.probing import probe_inputs, probe_rows
 
 POSITIONS = ("last", "text")
 
@@ -38,7 +38,7 @@ def representation(context: Context) -> dict[str, Any]:
     for_rows(context)
     cosines: dict[str, Any] = {}
     for name in MODELS:
-        become(context, name)
+        load_weights_of(context, name)
         cosines[name] = _mean_cosines(context, _states(context, numbers, name), numbers)
     languages = [language for language in context.config.data.languages if language != ENGLISH]
     return {
@@ -85,7 +85,9 @@ class StateReader:
             per_sequence = []
             for placed in self._row.placed:
                 text = hidden[placed.span(*placed.sequence.question)].mean(dim=0)
-                per_sequence.append(torch.stack([hidden[placed.at(placed.sequence.read_from)], text]))
+                per_sequence.append(
+                    torch.stack([hidden[placed.at(placed.sequence.last_prompt_position)], text])
+                )
             self._read[layer] = torch.stack(per_sequence).cpu()
 
         return read
@@ -101,17 +103,17 @@ def _states(context: Context, numbers: Sequence[int], name: str) -> dict[int, to
     progress = ranks.progress(f"analyse: representation, {name}", len(numbers), "records")
     body = lvlm.model.get_submodule("model")
     with forward_ready(body, context.deepspeed) as model, reader.attached(), progress:
-        for turn in deal(rows, ranks.rank, ranks.world):
+        for rank_row in shard_rows(rows, ranks.rank, ranks.world):
             if ranks.should_stop():
                 raise Interrupted(f"analyse: stopped by a signal in representation, {name}")
-            row = lay_out(turn.trees)
+            row = pack_row(rank_row.trees)
             reader.watch(row)
             model(**probe_inputs(lvlm, model, row), use_cache=False)
-            if turn.counts:
+            if rank_row.counts:
                 # A tree holds one record in all languages, in their order.
-                for tree, own in zip(turn.trees, reader.states.split(languages), strict=True):
+                for tree, own in zip(rank_row.trees, reader.states.split(languages), strict=True):
                     found[tree.sequences[0].key.record] = own
-            progress.add(min(ranks.world * len(turn.trees), len(numbers) - progress.done))
+            progress.add(min(ranks.world * len(rank_row.trees), len(numbers) - progress.done))
     return found
 
 

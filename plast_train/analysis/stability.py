@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from plast_train.activations.probing import counting, empty_counts, probe_rows
-from plast_train.analysis.models import become, each_checkpoint, for_rows, selected_layers
+from plast_train.analysis.models import each_checkpoint, for_rows, load_weights_of, selected_layers
 from plast_train.context import Context
-from plast_train.data.packing import deal
+from plast_train.data.packing import shard_rows
 from plast_train.data.sampling import probe_records
 from plast_train.errors import Interrupted, UserError
-from plast_train.evaluation.accuracies import BASE
-from plast_train.selection.statistics import LayerStatistics, layer_statistics
-from plast_train.selection.strategies import select_layers
+from plast_train.neurons.probing import counting, empty_counts, probe_rows
+from plast_train.neurons.statistics import LayerStatistics, layer_statistics
+from plast_train.neurons.strategies import select_layers
+from plast_train.scoring.accuracies import BASE
 
 
 def stability(context: Context) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def stability(context: Context) -> dict[str, Any]:
     """
     numbers = analysed_records(context)
     for_rows(context)
-    become(context, BASE)
+    load_weights_of(context, BASE)
     models = [{"name": BASE, "step": 0, **_of_model(context, numbers, BASE)}]
     for step in each_checkpoint(context):
         name = f"step {step}"
@@ -109,9 +109,9 @@ def _count(context: Context, numbers: list[int], name: str) -> Mapping[str, NDAr
     counts = empty_counts(lvlm, len(numbers), len(languages), ranks.device)
     progress = ranks.progress(f"analyse: stability, {name}", len(numbers), "records")
     with counting(lvlm, counts, numbers, languages.index("en"), context.deepspeed) as count, progress:
-        for turn in deal(rows, ranks.rank, ranks.world):
+        for rank_row in shard_rows(rows, ranks.rank, ranks.world):
             if ranks.should_stop():
                 raise Interrupted(f"analyse: stopped by a signal in stability, {name}")
-            count(turn)
-            progress.add(min(ranks.world * len(turn.trees), len(numbers) - progress.done))
+            count(rank_row)
+            progress.add(min(ranks.world * len(rank_row.trees), len(numbers) - progress.done))
     return {key: ranks.sum(table).cpu().numpy() for key, table in counts.state_dict().items()}

@@ -16,8 +16,8 @@ from typing import Any
 from plast_train.analysis.attention import attention
 from plast_train.analysis.knockout import knockout
 from plast_train.analysis.layer_plots import plot_analysis
-from plast_train.analysis.neurons import neurons
 from plast_train.analysis.representation import representation
+from plast_train.analysis.specific_neurons import neurons
 from plast_train.analysis.stability import stability
 from plast_train.context import Context
 from plast_train.run_folder import publish_text, read_json, to_json

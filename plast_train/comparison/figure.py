@@ -9,9 +9,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plast_train.analysis.plots import COLOURS, PASSED_OVER, SELECTED, STYLE, WIDTH, legend, save
 from plast_train.comparison.rows import Change, Group, benchmarks_of, changes
-from plast_train.evaluation.accuracies import ENGLISH, MEAN
+from plast_train.data.languages import ENGLISH
+from plast_train.figures.plots import COLOURS, PASSED_OVER, SELECTED, STYLE, WIDTH, legend, save
+from plast_train.scoring.accuracies import MEAN
 
 
 def plot_comparison(groups: Sequence[Group], stem: Path) -> list[Path]:

@@ -13,11 +13,12 @@ import numpy as np
 import yaml
 
 from plast_train.comparison.intervals import Floats
+from plast_train.data.languages import ENGLISH
 from plast_train.errors import UserError
-from plast_train.evaluation.accuracies import BASE, ENGLISH, TRAINED
-from plast_train.evaluation.scores import generated_right, option_logits_right
 from plast_train.run_folder import RunFolder, read_json
-from plast_train.stages import is_benchmark, stands
+from plast_train.scoring.accuracies import BASE, TRAINED
+from plast_train.scoring.scores import generated_right, option_logits_right
+from plast_train.stages import is_benchmark, is_current
 
 WAYS = ("generated", "option_logits")
 
@@ -74,7 +75,7 @@ def read_outcome(path: Path) -> Outcome:
     if not run.config.is_file():
         raise UserError(f"{path}: no run folder (it has no config.yaml); give the --out of a run")
     record = run.record("evaluate")
-    if record is None or not stands("evaluate", run):
+    if record is None or not is_current("evaluate", run):
         raise UserError(f"{path}: is not evaluated; finish it first with plast run … --out {path}")
     config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     published = run.evaluation / "comparisons.json"

@@ -81,8 +81,8 @@ def _layers(config: Config, probed: RunFolder) -> tuple[int, ...]:
     """What the stage `select` will choose with the statistics of `probed`."""
     from safetensors.numpy import load_file
 
-    from plast_train.selection.statistics import layer_statistics
-    from plast_train.selection.strategies import select_layers
+    from plast_train.neurons.statistics import layer_statistics
+    from plast_train.neurons.strategies import select_layers
 
     statistics = layer_statistics(
         load_file(probed.statistics), tuple(config.data.languages), config.probe.position

@@ -12,7 +12,7 @@ from plast_train.comparison.rows import Group, benchmarks_of
 from plast_train.comparison.tables import csv_table, latex_table, text_table
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, publish_text, to_json
-from plast_train.stages import stands
+from plast_train.stages import is_current
 
 
 def compare_runs(runs: Sequence[Path], out: Path | None) -> str:
@@ -62,7 +62,7 @@ def publish_ablation(entries: Sequence[Entry], out: Path) -> str:
 
 def _without_run_if_diverged(entry: Entry, runs: Path) -> Entry:
     run = RunFolder(runs / str(entry.run))
-    if entry.run is None or not run.diverged.is_file() or stands("evaluate", run):
+    if entry.run is None or not run.diverged.is_file() or is_current("evaluate", run):
         return entry
     what = run.diverged.read_text(encoding="utf-8").partition(";")[0]
     return replace(entry, run=None, refused=f"{what} (more in runs/{entry.run}/{run.diverged.name})")

@@ -12,9 +12,9 @@ import numpy as np
 
 from plast_train.comparison.intervals import Floats, bootstrap, mean_over_units
 from plast_train.comparison.outcomes import WAYS, Answers, Outcome
-from plast_train.evaluation.accuracies import MEAN
-from plast_train.evaluation.comparisons import is_formatting
-from plast_train.evaluation.significance import differing_units, holm, mcnemar
+from plast_train.scoring.accuracies import MEAN
+from plast_train.scoring.comparisons import is_formatting
+from plast_train.scoring.significance import differing_units, holm, mcnemar
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from plast_train.comparison.rows import (
     formatting,
     records_of,
 )
-from plast_train.evaluation.accuracies import ENGLISH, MEAN, p_value, percent, points
+from plast_train.data.languages import ENGLISH
+from plast_train.scoring.accuracies import MEAN, p_value, percent, points
 
 Ways = Mapping[str, Mapping[str, Change]]
 

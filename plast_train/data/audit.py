@@ -10,7 +10,7 @@ from plast_train.config import DataConfig
 from plast_train.data.languages import language_name
 from plast_train.data.questions import Record, refuse_or_leave_out
 from plast_train.data.readers import Defect
-from plast_train.data.token_tree import TokenSequence, grow_tree
+from plast_train.data.token_tree import TokenSequence, build_tree
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def check_sequences(
             language = config.languages[sequence.key.language]
             found = _problems(sequence, section, tokens_per_row, max_positions, image_token_id, image_tokens)
             problems += [f"in '{language}': {what}" for what in found]
-        if section == "probe" and not problems and (length := grow_tree(group).tokens) > tokens_per_row:
+        if section == "probe" and not problems and (length := build_tree(group).tokens) > tokens_per_row:
             problems.append(
                 f"{length} tokens in all languages do not fit a row together; shorten its questions or set "
                 f"probe.tokens_per_row={length}"

@@ -60,6 +60,8 @@ _MISTAKES = {
     "ua": "uk", "vn": "vi",
 }  # fmt: skip
 
+ENGLISH = "en"
+
 _TAG = re.compile(
     r"(?P<language>[a-z]{2,3})(-(?P<script>[a-z]{4}))?(-(?P<region>[a-z]{2}|[0-9]{3}))?", re.IGNORECASE
 )

@@ -1,7 +1,7 @@
 """Packed rows: trees laid end to end up to a token budget.
 
-Rows are planned from data and settings alone and then dealt to ranks, so what a row holds never depends on
-how many ranks there are, and neither does any number computed from it.
+Rows are planned from data and settings alone and then shared out among ranks, so what a row holds never
+depends on how many ranks there are, and neither does any number computed from it.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class PackedRow:
         labels: list[int] = []
         for placed in self.placed:
             sequence = placed.sequence
-            indices += placed.span(sequence.read_from, sequence.length - 1)
-            labels += sequence.tokens[sequence.read_from + 1 :]
+            indices += placed.span(sequence.last_prompt_position, sequence.length - 1)
+            labels += sequence.tokens[sequence.last_prompt_position + 1 :]
         return torch.tensor(indices, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64)
 
 
-def lay_out(trees: Sequence[TokenTree]) -> PackedRow:
+def pack_row(trees: Sequence[TokenTree]) -> PackedRow:
     """The tensors of one row."""
     ids: list[int] = []
     positions: list[int] = []
@@ -87,7 +87,7 @@ def lay_out(trees: Sequence[TokenTree]) -> PackedRow:
 
 def fill_rows(trees: Sequence[TokenTree], budget: int) -> list[list[TokenTree]]:
     """Trees in their order, a new row whenever the budget is full; rows hold trees of one kind (with an
-    image or without), so that ranks can be dealt alike."""
+    image or without), so that every round of ranks is of one kind."""
     rows: list[list[TokenTree]] = []
     used: dict[bool, int] = {}
     open_row: dict[bool, list[TokenTree]] = {}
@@ -113,7 +113,7 @@ def balance_rows(trees: Sequence[TokenTree], rows: int) -> list[list[TokenTree]]
 
 
 @dataclass(frozen=True)
-class DealtRow:
+class RankRow:
     """A rank's share of one round. A rank with nothing left repeats a row that does not count, because all
     ranks must run the same number of forward passes (ZeRO-3 gathers weights in each)."""
 
@@ -122,25 +122,25 @@ class DealtRow:
     counts: bool
 
 
-def deal(rows: Sequence[Sequence[TokenTree]], rank: int, world: int) -> list[DealtRow]:
+def shard_rows(rows: Sequence[Sequence[TokenTree]], rank: int, world: int) -> list[RankRow]:
     """Rank `rank`'s rows, round by round, all with images or all without in each round."""
-    dealt: list[DealtRow] = []
+    rank_rows: list[RankRow] = []
     for with_image in (True, False):
         numbers = [i for i, row in enumerate(rows) if (row[0].image is not None) == with_image]
         for start in range(0, len(numbers), world):
             counts = start + rank < len(numbers)
             number = numbers[start + rank] if counts else numbers[start]
-            dealt.append(DealtRow(number, tuple(rows[number]), counts))
-    return dealt
+            rank_rows.append(RankRow(number, tuple(rows[number]), counts))
+    return rank_rows
 
 
-def deal_step(rows: Sequence[Sequence[TokenTree]], rank: int, world: int) -> list[DealtRow]:
+def shard_step(rows: Sequence[Sequence[TokenTree]], rank: int, world: int) -> list[RankRow]:
     """Rank `rank`'s micro-steps of one training step: ⌈rows / world⌉ for every rank, where rows beyond the
     last or empty ones are replaced by the step's fullest row, which then does not count."""
     fullest = max(range(len(rows)), key=lambda i: sum(t.tokens for t in rows[i]))
-    dealt: list[DealtRow] = []
+    rank_rows: list[RankRow] = []
     for number in range(rank, -(-len(rows) // world) * world, world):
         counts = number < len(rows) and bool(rows[number])
         chosen = number if counts else fullest
-        dealt.append(DealtRow(chosen, tuple(rows[chosen]), counts))
-    return dealt
+        rank_rows.append(RankRow(chosen, tuple(rows[chosen]), counts))
+    return rank_rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from plast_train.data.mixing import draw_epoch
 from plast_train.data.packing import balance_rows
 from plast_train.data.questions import Record, complete
-from plast_train.data.token_tree import TokenSequence, TokenTree, grow_tree, split_tree
+from plast_train.data.token_tree import TokenSequence, TokenTree, build_tree, split_tree
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _batches(
             batches += [sequences[i : i + size] for i in range(0, len(sequences), size)]
         rng.shuffle(batches)
         for batch in batches:
-            yield [grow_tree(list(group)) for _, group in itertools.groupby(batch, lambda s: s.key.record)]
+            yield [build_tree(list(group)) for _, group in itertools.groupby(batch, lambda s: s.key.record)]
 
 
 def _rows_needed(trees: Sequence[TokenTree], budget: int) -> int:

@@ -24,8 +24,8 @@ class Key(NamedTuple):
 class TokenSequence:
     """One sequence as the model's processor makes it, image placeholders expanded.
 
-    `read_from` is the first position whose hidden state is used: the last prompt position, from which the
-    reply is predicted. `labels` counts the tokens at the end that carry a loss (0 when probing);
+    `last_prompt_position` is the first position whose hidden state is used: from it the reply is
+    predicted. `labels` counts the tokens at the end that carry a loss (0 when probing);
     `question` is the half-open range of the question's own text.
 
     Each rank holds the sequences of the whole data set, so the `length` tokens are kept compressed: an image
@@ -56,7 +56,7 @@ class TokenSequence:
         return tuple(array("i", zlib.decompress(self.compressed)))
 
     @property
-    def read_from(self) -> int:
+    def last_prompt_position(self) -> int:
         return self.length - 1 - self.labels
 
 
@@ -76,7 +76,7 @@ class TokenTree:
         return self.sequences[0].image
 
 
-def grow_tree(sequences: Sequence[TokenSequence]) -> TokenTree:
+def build_tree(sequences: Sequence[TokenSequence]) -> TokenTree:
     """The tree of sequences about one image. Their order is kept.
 
     Raises:
@@ -87,7 +87,7 @@ def grow_tree(sequences: Sequence[TokenSequence]) -> TokenTree:
     tokens = [s.tokens for s in sequences]
     first, last = min(tokens), max(tokens)  # what these two share, all share
     shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return TokenTree(min(shared, *(s.read_from for s in sequences)), tuple(sequences))
+    return TokenTree(min(shared, *(s.last_prompt_position for s in sequences)), tuple(sequences))
 
 
 def split_tree(tree: TokenTree, budget: int) -> list[TokenTree]:
@@ -101,5 +101,5 @@ def split_tree(tree: TokenTree, budget: int) -> list[TokenTree]:
     if len(tree.sequences) == 1:
         raise ValueError(f"a sequence of {tree.tokens} tokens does not fit a row of {budget}")
     half = len(tree.sequences) // 2
-    halves = (grow_tree(tree.sequences[:half]), grow_tree(tree.sequences[half:]))
+    halves = (build_tree(tree.sequences[:half]), build_tree(tree.sequences[half:]))
     return [part for part_tree in halves for part in split_tree(part_tree, budget)]

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from plast_train.distributed import Ranks
-from plast_train.evaluation.matching import match_open, match_reply, rules_of
-from plast_train.evaluation.questions import Batch, Question, model_inputs
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.prompts import Prompter
+from plast_train.runtime.distributed import Ranks
+from plast_train.scoring.questions import Batch, Question, model_inputs
+from plast_train.tasks.matching import match_open, match_reply, rules_of
 
 CLOSE = 1e-3
 

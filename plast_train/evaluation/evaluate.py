@@ -1,6 +1,6 @@
 """Letting a model answer benchmarks: greedy generation in batches, over all ranks, resumable.
 
-The batches are cut from all questions of a benchmark before they are dealt to ranks: what a batch holds
+The batches are cut from all questions of a benchmark before ranks share them out: what a batch holds
 depends neither on the number of ranks nor on where an earlier run was stopped. That replies do not depend on
 the batch size either is `answering`'s work.
 """
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plast_train.distributed import Ranks
 from plast_train.errors import Interrupted
 from plast_train.evaluation.answering import Answerer
-from plast_train.evaluation.benchmarks import Benchmark
 from plast_train.evaluation.predictions import append_part, key_of, open_parts
-from plast_train.evaluation.questions import letter_tokens, plan_batches, plan_turns, questions_of
 from plast_train.lvlm.loading import Lvlm
+from plast_train.runtime.distributed import Ranks
+from plast_train.scoring.questions import letter_tokens, plan_batches, plan_rounds, questions_of
+from plast_train.tasks.benchmarks import Benchmark
 
 
 def evaluate(
@@ -55,15 +55,15 @@ def evaluate(
 
     lvlm.model.eval()
     with ranks.progress(f"evaluate {name}", len(questions), "questions", len(answered)) as progress:
-        for turn in plan_turns(todo, ranks.world):
+        for round_ in plan_rounds(todo, ranks.world):
             if ranks.should_stop():
                 raise Interrupted(
                     f"evaluating {name}: {progress.done} of {len(questions)} questions answered"
                 )
-            if ranks.rank < len(turn):
-                records = [{"model": name, **record} for record in answerer.records(turn[ranks.rank])]
+            if ranks.rank < len(round_):
+                records = [{"model": name, **record} for record in answerer.records(round_[ranks.rank])]
                 append_part(parts, ranks.rank, [r for r in records if key_of(r) not in answered])
             elif synced:  # no batch left for this rank, but the others need its share of the weights
-                answerer.records(turn[-1])
-            progress.add(sum(question.key not in answered for batch in turn for question in batch))
+                answerer.records(round_[-1])
+            progress.add(sum(question.key not in answered for batch in round_ for question in batch))
     ranks.barrier()

@@ -17,13 +17,12 @@ from typing import Any
 
 from plast_train.config import EvaluateConfig
 from plast_train.errors import UserError
-from plast_train.evaluation.benchmarks import Benchmark
-from plast_train.evaluation.comparisons import Record
-from plast_train.evaluation.matching import RULES
-from plast_train.evaluation.scores import compare_all, results
 from plast_train.run_folder import publish_folder, publish_text, read_json, to_json
-
-Key = tuple[str, str, int]  # benchmark, language, index
+from plast_train.scoring.comparisons import Record
+from plast_train.scoring.questions import Key
+from plast_train.scoring.scores import compare_all, results
+from plast_train.tasks.benchmarks import Benchmark
+from plast_train.tasks.matching import RULES
 
 
 def key_of(record: Record) -> Key:

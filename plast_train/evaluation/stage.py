@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from plast_train.context import Context
-from plast_train.evaluation.accuracies import BASE, TRAINED
-from plast_train.evaluation.benchmarks import benchmarks_of
 from plast_train.evaluation.evaluate import evaluate as answer
 from plast_train.evaluation.predictions import answers_depend_on, publish_results
 from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.weights import load_weights
 from plast_train.run_folder import read_json
+from plast_train.scoring.accuracies import BASE, TRAINED
 from plast_train.stages import inputs_of
+from plast_train.tasks.benchmarks import benchmarks_of
 
 
 def evaluate(context: Context) -> list[Path]:

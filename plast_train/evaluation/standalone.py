@@ -15,20 +15,20 @@ from typing import Any
 
 import torch
 
-from plast_train.distributed import Ranks, end_ranks
-from plast_train.evaluation.asked import Asked, asked_path
-from plast_train.evaluation.benchmarks import Benchmark, benchmarks_of
 from plast_train.evaluation.evaluate import evaluate
 from plast_train.evaluation.predictions import answers_depend_on, publish_results
+from plast_train.evaluation.request import EvaluationRequest, request_path
 from plast_train.lvlm.loading import load_lvlm
-from plast_train.pipeline import live
 from plast_train.run_folder import RunFolder, read_json
+from plast_train.runtime.distributed import Ranks, end_ranks
+from plast_train.runtime.rank import run_rank
+from plast_train.tasks.benchmarks import Benchmark, benchmarks_of
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One rank of an evaluation: `DIR`. Returns the exit code, as `live` does."""
+    """One rank of an evaluation: `DIR`. Returns the exit code, as `run_rank` does."""
     run = RunFolder(Path(arguments[0]))
-    return live(run, partial(evaluate_models, run))
+    return run_rank(run, partial(evaluate_models, run))
 
 
 def evaluate_models(run: RunFolder, ranks: Ranks) -> None:
@@ -39,27 +39,27 @@ def evaluate_models(run: RunFolder, ranks: Ranks) -> None:
         UserError: a model cannot be loaded.
     """
     ranks.watchdog.stage = "evaluate"
-    asked = ranks.on_first(lambda: Asked.model_validate(read_json(asked_path(run))))
-    benchmarks = benchmarks_of(asked.config.evaluate)
-    for name, description in asked.models.items():
-        _answer(run, ranks, asked, name, description, benchmarks)
+    request = ranks.on_first(lambda: EvaluationRequest.model_validate(read_json(request_path(run))))
+    benchmarks = benchmarks_of(request.config.evaluate)
+    for name, description in request.models.items():
+        _answer(run, ranks, request, name, description, benchmarks)
     if ranks.is_first:
-        publish_results(run.evaluation, benchmarks, list(asked.models), asked.config.evaluate.matching)
+        publish_results(run.evaluation, benchmarks, list(request.models), request.config.evaluate.matching)
     ranks.barrier()
 
 
 def _answer(
     run: RunFolder,
     ranks: Ranks,
-    asked: Asked,
+    request: EvaluationRequest,
     name: str,
     description: dict[str, Any],
     benchmarks: Sequence[Benchmark],
 ) -> None:
     """Loads a model, lets it answer, and frees its memory for the next."""
-    config = asked.config.evaluate
+    config = request.config.evaluate
     ranks.say(f"loading {description['path']}")
-    lvlm = load_lvlm(description, asked.config.model, ranks.device, None)
+    lvlm = load_lvlm(description, request.config.model, ranks.device, None)
     # Generation decodes one token at a time, which block-sparse attention is not made for.
     set_attention: Any = lvlm.model.set_attn_implementation
     set_attention("sdpa")
@@ -68,7 +68,7 @@ def _answer(
         benchmarks,
         name=name,
         parts=run.evaluation / "parts" / name,
-        settings=answers_depend_on(config, asked.config.model.dtype, description["fingerprint"]),
+        settings=answers_depend_on(config, request.config.model.dtype, description["fingerprint"]),
         ranks=ranks,
         batch_size=config.batch_size,
         max_new_tokens=config.max_new_tokens,

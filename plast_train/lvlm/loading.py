@@ -18,8 +18,7 @@ from plast_train.errors import UserError
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.families import Family, family_of
 from plast_train.lvlm.prompts import Prompter
-from plast_train.paths import cache_folder
-from plast_train.run_folder import read_object, sha256_of
+from plast_train.run_folder import cache_folder, read_object, sha256_of
 
 
 @dataclass

@@ -21,8 +21,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from plast_train.errors import UserError
-from plast_train.lvlm.tiny.architecture import CHAT_TEMPLATE
 from plast_train.run_folder import publish_folder, read_object, sync_file, to_json
+
+# LLaVA-1.5's turns (Vicuna v1), as llava-hf's processors have them.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from plast_train.distributed import Ranks
 from plast_train.errors import UserError
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.freezing import trainable_parameters
 from plast_train.lvlm.loading import Lvlm, weight_files
 from plast_train.run_folder import read_json, read_object
+from plast_train.runtime.distributed import Ranks
 
 
 @dataclass(frozen=True)

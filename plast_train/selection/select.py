@@ -7,13 +7,13 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from plast_train.analysis.plots import plot_layers
 from plast_train.config import Config
 from plast_train.context import Context
+from plast_train.figures.plots import plot_layers
 from plast_train.lvlm.architectures import count_parameters, read_architecture
+from plast_train.neurons.statistics import LayerStatistics, layer_statistics
+from plast_train.neurons.strategies import Selection, layer_table, select_layers
 from plast_train.run_folder import publish_text, to_json
-from plast_train.selection.statistics import LayerStatistics, layer_statistics
-from plast_train.selection.strategies import Selection, layer_table, select_layers
 
 
 def select(context: Context) -> list[Path]:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from plast_train.data.images import load_image
-from plast_train.data.packing import DealtRow, PackedRow, deal_step, lay_out
+from plast_train.data.packing import PackedRow, RankRow, pack_row, shard_step
 from plast_train.data.sampling import Step
-from plast_train.distributed import Ranks
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
+from plast_train.runtime.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def batches(steps: Sequence[Step], lvlm: Lvlm, ranks: Ranks) -> Iterator[Batch]:
     with ThreadPoolExecutor(max_workers=1) as pool:
 
         def ready(step: Step) -> list[Row]:
-            return [load_row(dealt, lvlm) for dealt in deal_step(step.rows, ranks.rank, ranks.world)]
+            return [load_row(rank_row, lvlm) for rank_row in shard_step(step.rows, ranks.rank, ranks.world)]
 
         ahead = pool.submit(ready, steps[0]) if steps else None
         for number, step in enumerate(steps):
@@ -54,10 +54,10 @@ def batches(steps: Sequence[Step], lvlm: Lvlm, ranks: Ranks) -> Iterator[Batch]:
             yield Batch(step, rows, waited)
 
 
-def load_row(dealt: DealtRow, lvlm: Lvlm) -> Row:
-    packed = lay_out(dealt.trees)
+def load_row(rank_row: RankRow, lvlm: Lvlm) -> Row:
+    packed = pack_row(rank_row.trees)
     images = [load_image(path) for path in packed.images]
-    return Row(packed, lvlm.pixel_values(images) if images else None, dealt.counts)
+    return Row(packed, lvlm.pixel_values(images) if images else None, rank_row.counts)
 
 
 def token_losses(forward: Callable[..., Any], lvlm: Lvlm, row: Row) -> torch.Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from plast_train.context import Context
-from plast_train.data.packing import deal, fill_rows
-from plast_train.data.token_tree import Key, TokenSequence, grow_tree, split_tree
+from plast_train.data.packing import fill_rows, shard_rows
+from plast_train.data.token_tree import Key, TokenSequence, build_tree, split_tree
 from plast_train.errors import Interrupted
 from plast_train.lvlm.forward import forward_ready
 from plast_train.run_folder import publish_text, read_json, sha256_of, to_json
@@ -39,22 +39,22 @@ def pair_losses(context: Context, records: Sequence[Sequence[TokenSequence]]) ->
 @torch.no_grad()
 def _measure(context: Context, records: Sequence[Sequence[TokenSequence]]) -> dict[Key, float]:
     ranks, lvlm, budget = context.ranks, context.lvlm, context.config.train.tokens_per_row
-    trees = [part for record in records if record for part in split_tree(grow_tree(record), budget)]
+    trees = [part for record in records if record for part in split_tree(build_tree(record), budget)]
     rows = fill_rows(trees, budget)
     found: dict[Key, float] = {}
     with (
         forward_ready(lvlm.model, context.deepspeed) as model,
         ranks.progress("train: difficulty", len(trees), "records") as progress,
     ):
-        for dealt in deal(rows, ranks.rank, ranks.world):
-            row = load_row(dealt, lvlm)
+        for rank_row in shard_rows(rows, ranks.rank, ranks.world):
+            row = load_row(rank_row, lvlm)
             losses, start = token_losses(model, lvlm, row).cpu(), 0
             for placed in row.packed.placed:
                 part = losses[start : start + placed.sequence.labels]
                 start += placed.sequence.labels
                 if row.counts:
                     found[placed.sequence.key] = float(part.double().mean())
-            progress.add(min(ranks.world * len(dealt.trees), len(trees) - progress.done))
+            progress.add(min(ranks.world * len(rank_row.trees), len(trees) - progress.done))
             if ranks.should_stop():
                 raise Interrupted("train: stopped by a signal while measuring difficulty; it is begun anew")
     return {key: loss for part in ranks.gather(found) for key, loss in part.items()}

@@ -10,7 +10,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from plast_train.config import Config, TrainConfig
-from plast_train.training.deepspeed_config import load_deepspeed_config, offloads_optimizer, with_batch
+from plast_train.runtime.deepspeed_config import load_deepspeed_config, offloads_optimizer, with_batch
 
 
 def build_engine(

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
+from plast_train.checkpoint.checkpoints import load_masters
+from plast_train.checkpoint.format import checkpoints, read_manifest
 from plast_train.context import Context
-from plast_train.distributed import stop_requested
 from plast_train.errors import Diverged, Interrupted, UserError
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
 from plast_train.run_folder import RunFolder, publish_folder, sync_file
-from plast_train.training.checkpoint_files import checkpoints, read_manifest
-from plast_train.training.checkpoints import load_masters
+from plast_train.runtime.distributed import stop_requested
 from plast_train.training.model_card import model_card
 
 # Everything of a base that is not weights and that transformers reads, and its licence.

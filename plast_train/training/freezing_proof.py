@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import Module, Parameter
 
-from plast_train.distributed import Ranks
+from plast_train.checkpoint.partitions import owned_ranges
 from plast_train.lvlm.lora import is_second
-from plast_train.training.partitions import owned_ranges
+from plast_train.runtime.distributed import Ranks
 
 if TYPE_CHECKING:
     from plast_train.training.loop import Training

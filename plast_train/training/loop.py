@@ -11,22 +11,22 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch.nn import Parameter
 
+from plast_train.checkpoint import checkpoints
+from plast_train.checkpoint.saver import Saver
 from plast_train.config import Config
 from plast_train.data.packing import PackedRow
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
-from plast_train.distributed import Ranks
 from plast_train.errors import Diverged, Interrupted
 from plast_train.lvlm.loading import Lvlm
 from plast_train.run_folder import RunFolder
-from plast_train.training import checkpoints
+from plast_train.runtime.distributed import Ranks
 from plast_train.training.batches import Batch, Row, batches, token_losses
 from plast_train.training.engine import learning_rate, set_learning_rate
 from plast_train.training.flops import ModelShape
 from plast_train.training.flops_methods import method_flops
 from plast_train.training.freezing_proof import require_gradients
 from plast_train.training.meters import Meters, rates
-from plast_train.training.saver import Saver
 from plast_train.training.validation import Validation
 
 

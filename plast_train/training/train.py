@@ -15,6 +15,8 @@ import torch
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
+from plast_train.checkpoint import checkpoints, format
+from plast_train.checkpoint.saver import Saver
 from plast_train.context import Context
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
@@ -25,7 +27,6 @@ from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import add_adapters, remove_adapters
 from plast_train.run_folder import publish_text, read_json, to_json
 from plast_train.stages import settings_of
-from plast_train.training import checkpoint_files, checkpoints
 from plast_train.training.engine import build_engine
 from plast_train.training.flops import shape_of as model_shape
 from plast_train.training.freezing_proof import (
@@ -38,7 +39,6 @@ from plast_train.training.freezing_proof import (
 from plast_train.training.loop import Training, run_loop
 from plast_train.training.meters import reset_peak_memory
 from plast_train.training.samples import plan_samples
-from plast_train.training.saver import Saver
 from plast_train.training.validation import Validation
 
 
@@ -75,7 +75,7 @@ def train(context: Context) -> list[Path]:
             run_loop(training, start)
     except Diverged:
         training.saver.close()
-        _leave(training)
+        release_engine(training)
         raise
 
     require_gradients(training, len(training.plan.steps))
@@ -85,7 +85,7 @@ def train(context: Context) -> list[Path]:
     record = run.path / "freezing.json"
     if ranks.is_first:
         publish_text(record, to_json(proof))
-    _leave(training)
+    release_engine(training)
     assert training.saver.last is not None
     return [training.saver.last, run.metrics, record]
 
@@ -139,7 +139,7 @@ def _resume(training: Training) -> int:
     """
     ranks, folder = training.ranks, training.run.checkpoints
     torch.manual_seed(training.config.seed + ranks.rank)
-    checkpoints.settle(folder, ranks)
+    checkpoints.wait_for_view(folder, ranks)
     if ranks.is_first:
         _set_aside(training, folder)
     ranks.barrier()
@@ -177,9 +177,9 @@ def _set_aside(training: Training, folder: Path) -> None:
 
 def _readable(folder: Path) -> Iterator[dict[str, Any]]:
     """The manifests that can be read, newest first."""
-    for path in checkpoint_files.checkpoints(folder):
-        with suppress(checkpoint_files.BrokenCheckpoint):
-            yield checkpoint_files.read_manifest(path)
+    for path in format.checkpoints(folder):
+        with suppress(format.BrokenCheckpoint):
+            yield format.read_manifest(path)
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
             del layer.forward  # the class's own again
 
 
-def _leave(training: Training) -> None:
+def release_engine(training: Training) -> None:
     """Takes DeepSpeed's hooks and states, and adapters, off the model, which other stages use on."""
     engine, model = training.engine, training.lvlm.model
     if engine.zero_optimization_stage() == 3:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from plast_train.data.packing import deal, fill_rows
-from plast_train.data.token_tree import TokenSequence, TokenTree, grow_tree, split_tree
-from plast_train.distributed import Ranks
+from plast_train.data.packing import fill_rows, shard_rows
+from plast_train.data.token_tree import TokenSequence, TokenTree, build_tree, split_tree
 from plast_train.lvlm.loading import Lvlm
+from plast_train.runtime.distributed import Ranks
 from plast_train.training.batches import load_row, token_losses
 
 
@@ -26,7 +26,7 @@ class Validation:
     ) -> None:
         self.languages, self.lvlm, self.ranks = languages, lvlm, ranks
         trees: list[TokenTree] = [
-            part for record in records if record for part in split_tree(grow_tree(record), tokens_per_row)
+            part for record in records if record for part in split_tree(build_tree(record), tokens_per_row)
         ]
         self.rows = fill_rows(trees, tokens_per_row)
 
@@ -34,8 +34,8 @@ class Validation:
     def losses(self) -> dict[str, float]:
         """Mean cross-entropy over the label tokens of each language that has any, in nats."""
         sums = torch.zeros(len(self.languages), 2, dtype=torch.float64)
-        for dealt in deal(self.rows, self.ranks.rank, self.ranks.world):
-            row = load_row(dealt, self.lvlm)
+        for rank_row in shard_rows(self.rows, self.ranks.rank, self.ranks.world):
+            row = load_row(rank_row, self.lvlm)
             losses = token_losses(self.lvlm.model, self.lvlm, row).cpu()
             self.ranks.alive()
             if not row.counts:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, Submitter
-from minicluster import Cluster, missing
+from support.jobs import ROOT, Submitter
+from support.minicluster import Cluster, missing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,7 +49,7 @@ def submit_standin(cluster: Cluster, tmp_path: Path) -> Submitter:
     """Jobs with tests/cluster/standin.py in the place of `plast`."""
     program = tmp_path / "environment" / "bin" / "plast"
     program.parent.mkdir(parents=True)
-    standin = Path(__file__).parent / "standin.py"
+    standin = ROOT / "tests" / "support" / "standin.py"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -SE {standin} "$@"\n')
     program.chmod(0o755)
     return Submitter(cluster, tmp_path, program.parent.parent)

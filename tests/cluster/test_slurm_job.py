@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from jobs import ROOT, Job, Submitter
-from minicluster import Cluster
+from support.jobs import ROOT, Job, Submitter
+from support.minicluster import Cluster
 
 
 @pytest.mark.parametrize("script", ["plast_7b.sh", "plast_13b.sh"])

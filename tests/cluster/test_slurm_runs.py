@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs import Job, Submitter
-from minicluster import Cluster, wait_until
+from support.jobs import Job, Submitter
+from support.minicluster import Cluster, wait_until
 
 from plast_train.stages import STAGES
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from containers import Images, missing
+from support.containers import Images, missing
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from containers import ROOT, Container, Images
+from support.containers import ROOT, Container, Images
 
 pytestmark = pytest.mark.docker
 

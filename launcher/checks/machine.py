@@ -1,0 +1,110 @@
+"""What can be wrong with the machine: permissions, number of ranks, disk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from plast_train.checkpoint.size import checkpoint_bytes
+from plast_train.config import Config
+from plast_train.errors import UserError
+from plast_train.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+# On the CPU ranks share cores; with more than this for each core a run only gets slower and fills the memory.
+RANKS_PER_CORE = 4
+
+
+def check_writable(folder: Path) -> None:
+    """The run folder, or the nearest folder above it that exists, must be writable.
+
+    Raises:
+        UserError: it is not, or is no folder.
+    """
+    existing = nearest_existing(folder)
+    if not existing.is_dir():
+        raise UserError(f"--out {folder}: {existing} is no folder; choose another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: no permission to write in {existing}; choose another folder")
+
+
+def check_ranks(nproc: int, gpus: int, cores: int) -> None:
+    """A GPU serves one rank. On the CPU more ranks than cores are slow but right, up to a few for each core.
+
+    Raises:
+        UserError: more ranks than that.
+    """
+    if gpus and nproc > gpus:
+        raise UserError(
+            f"--nproc {nproc}: each rank needs a GPU, and {gpus} are visible; give {gpus} or fewer"
+        )
+    if not gpus and nproc > RANKS_PER_CORE * cores:
+        most = RANKS_PER_CORE * cores
+        raise UserError(f"--nproc {nproc}: no GPU and {cores} cores here; give {cores}, at most {most}")
+    if not gpus and nproc > cores:
+        log.warning(
+            "--nproc %d on %d cores: ranks wait for each other; --nproc %d is faster", nproc, cores, cores
+        )
+
+
+def check_disk(
+    config: Config, run: RunFolder, base: Path, trained: int, nproc: int, todo: Collection[str]
+) -> None:
+    """Room for the checkpoints that are kept, the one being written and the export, less what lies there.
+
+    `trained` is the number of parameters that checkpoints hold.
+
+    Raises:
+        UserError: not enough of it.
+    """
+    needed, parts = run_bytes(config, run, base, trained, nproc, todo)
+    require_room(run.path, needed, f"the run needs about {_gigabytes(needed)} ({' and '.join(parts)})")
+
+
+def run_bytes(
+    config: Config, run: RunFolder, base: Path, trained: int, nproc: int, todo: Collection[str]
+) -> tuple[int, list[str]]:
+    """What `check_disk` asks for, in bytes, and what for."""
+    needed, parts = 0, []
+    if "train" in todo:
+        one, count = checkpoint_bytes(trained, nproc), config.checkpoint.keep + 1
+        needed += count * one - _size(run.checkpoints)
+        parts.append(f"{count} checkpoints of {_gigabytes(one)}")
+    if "export" in todo:
+        export = _size(base)
+        needed += export - _size(run.export)
+        parts.append(f"an export of {_gigabytes(export)}")
+    return needed, parts
+
+
+def require_room(folder: Path, needed: int, why: str) -> None:
+    """Raises UserError where the folder's disk has fewer than `needed` bytes free; `why` says what for."""
+    free = shutil.disk_usage(nearest_existing(folder)).free
+    if needed > free:
+        raise UserError(
+            f"--out {folder}: {_gigabytes(free)} are free on its disk, but {why}; free some, lower "
+            "checkpoint.keep or use another"
+        )
+
+
+def count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself or the nearest folder above it that is there."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

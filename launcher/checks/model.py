@@ -1,0 +1,130 @@
+"""What can be wrong between the base model and what is to be done with it: layers, prompts, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from plast_train.config import Config, SelectionConfig, TrainConfig
+from plast_train.data.questions import Record
+from plast_train.errors import UserError
+from plast_train.lvlm.architectures import count_parameters, read_architecture
+from plast_train.lvlm.families import family_of
+from plast_train.lvlm.loading import load_text_side, make_prompter
+from plast_train.neurons.layers import fixed_layers, usual_number
+from plast_train.run_folder import RunFolder
+
+
+class BaseModel:
+    """The base as far as it is known without its weights; `config` has transformers' defaults too."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self.folder = folder
+        self.config = read_architecture(folder, "")
+        self.layers: int = self.config["text_config"]["num_hidden_layers"]
+        self.positions: int = self.config["text_config"]["max_position_embeddings"]
+        family = family_of(self.config, str(folder))
+        tokenizer, _ = load_text_side(folder, config.model.trust_remote_code)
+        self.prompter = make_prompter(tokenizer, family, self.config, config.data.languages)
+
+    def trained_parameters(self, selection: SelectionConfig, train: TrainConfig) -> int:
+        """Parameters that the selection trains; of a usual number of layers where a rule is yet to choose.
+
+        Raises:
+            UserError: the selection names a layer, or a number of layers, that the decoder does not have.
+        """
+        layers = fixed_layers(selection, self.layers)
+        if layers is None:
+            layers = list(range(selection.k or usual_number(self.layers)))
+        return count_parameters(self.config, layers, selection.modules, train)[1]
+
+
+def check_checkpoints(run: RunFolder, fingerprint: str) -> None:
+    """Checkpoints hold only what is trained, so they are of no use with another base.
+
+    Raises:
+        UserError: the run folder holds one of another base.
+    """
+    for manifest in sorted(run.checkpoints.glob("step-*/manifest.json"), reverse=True):
+        try:
+            made_from = json.loads(manifest.read_text(encoding="utf-8"))["base"]
+        except (OSError, ValueError, KeyError):
+            continue  # torn: the ranks pass over it, loudly
+        if made_from != fingerprint:
+            raise UserError(
+                f"{manifest.parent}: was made from another base than model.path names now "
+                f"({made_from[:16]}…, not {fingerprint[:16]}…); give that base again or another --out"
+            )
+
+
+def usable_records(config: Config, base: BaseModel, records: list[Record]) -> list[Record]:
+    """The records whose sequences the model can run, in order.
+
+    Raises:
+        UserError: more of them than `data.max_bad_fraction` cannot, or none is left to probe.
+    """
+    from plast_train.data.audit import check_sequences
+    from plast_train.data.questions import complete
+
+    prompter, numbers = base.prompter, range(len(records))
+    kept = set(numbers)
+    for section, tokens_per_row, groups in (
+        ("probe", config.probe.tokens_per_row, prompter.probes(records, numbers)),
+        ("train", config.train.tokens_per_row, prompter.translations(records, numbers, config.train)),
+    ):
+        kept &= set(
+            check_sequences(
+                groups,
+                records,
+                config.data,
+                section=section,
+                tokens_per_row=tokens_per_row,
+                max_positions=base.positions,
+                image_token_id=prompter.image_token,
+                image_tokens=prompter.image_tokens,
+            )
+        )
+    usable = [records[number] for number in sorted(kept)]
+    if not complete(usable, config.data.languages):
+        raise UserError(
+            "data.questions: no record with a question in every language can be probed; mend those that are "
+            "left out above"
+        )
+    return usable
+
+
+def check_validation(config: Config, records: list[Record]) -> None:
+    """Raises UserError where holding records back would leave less than half of them to train on."""
+    held_back = config.train.validation_records
+    if 2 * held_back > len(records):
+        raise UserError(
+            f"train.validation_records={held_back}: would leave {max(0, len(records) - held_back)} of "
+            f"{len(records)} records to train on; give {len(records) // 2} or fewer, or more records"
+        )
+
+
+def check_benchmarks(config: Config, base: BaseModel) -> None:
+    """Raises UserError for a benchmark or a row of one that cannot be evaluated."""
+    from plast_train.scoring.questions import check_prompts
+    from plast_train.tasks.benchmarks import benchmarks_of
+
+    benchmarks = benchmarks_of(config.evaluate)
+    if benchmarks:
+        evaluate = config.evaluate
+        check_prompts(
+            benchmarks,
+            base.prompter,
+            base.positions,
+            evaluate.max_new_tokens,
+            evaluate.localised_instruction,
+        )
+
+
+def check_analyses(config: Config, base: BaseModel) -> None:
+    """Raises UserError for a layer without attention maps."""
+    layer = config.analyse.attention_layer
+    if layer is not None and layer > base.layers - 2:
+        raise UserError(
+            f"analyse.attention_layer={layer}: layers 0 to {base.layers - 2} have attention maps; nothing "
+            "reads the last layer's output at the image"
+        )

@@ -1,0 +1,445 @@
+"""`plast doctor --distributed`: what it says of machines, and several launchers on this one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.paths import ROOT
+
+from launcher.doctor.absent import slurm_hosts
+from launcher.doctor.facts import code_hashes
+from launcher.doctor.heartbeat import Heartbeat
+from launcher.doctor.machine import Finding
+from launcher.doctor.machine import findings as findings_of
+from launcher.doctor.machines import run_distributed_doctor
+from launcher.doctor.ranks import Told, last_line, rank_findings, rank_specs
+from launcher.processes.torchrun import Machines
+from plast_train.errors import UserError
+from plast_train.runtime.cluster_check import bus_bandwidth, pair_rounds
+
+H200 = {"name": "NVIDIA H200", "memory_bytes": 150 * 10**9}
+A100 = {"name": "NVIDIA A100", "memory_bytes": 85 * 10**9}
+
+
+def facts(*changes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Of as many alike machines as there are changes, each with its own."""
+    alike = {
+        "ranks": 2,
+        "gpus": [H200, H200],
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "NCCL": "2.27.3", "driver": "570.86"},
+        "code": {"a.py": "1", "b.py": "2"},
+        "out": "/runs/x",
+        "folder_error": "",
+        "disks": {
+            "run folder": {"path": "/runs", "free": 10**12},
+            "temporary folder": {"path": "/tmp", "free": 10**11},
+        },
+        "interfaces": {},
+        "seconds": 4.0,
+    }
+    return {
+        node: alike
+        | {"host": f"n{node + 1}"}
+        | {k: alike[k] | v if k in ("versions", "code", "disks") else v for k, v in change.items()}
+        for node, change in enumerate(changes)
+    }
+
+
+def told(findings: Iterator[Finding]) -> list[tuple[str, str, str]]:
+    found = list(findings)
+    assert all(finding.remedy for finding in found)
+    return [(finding.level, finding.subject, finding.text) for finding in found]
+
+
+def test_alike_machines_have_nothing_wrong() -> None:
+    alike = facts({}, {}, {})
+    assert findings_of.can_exchange(alike)
+    for check in ("version", "code", "gpu", "disk", "start"):
+        assert told(getattr(findings_of, f"{check}_findings")(alike)) == []
+    assert told(findings_of.folder_findings(alike, {n: [0, 1, 2] for n in range(3)})) == []
+    assert told(findings_of.clock_findings(alike, {n: (0.01 * n, 0.001) for n in range(3)})) == []
+
+
+def test_the_machine_with_other_versions_is_named_be_it_the_first() -> None:
+    odd = facts({"versions": {"torch": "2.12.0"}}, {}, {"versions": {"driver": "550.54"}})
+    assert told(findings_of.version_findings(odd)) == [
+        ("fail", "node 1 (n1)", "has torch 2.12.0, the others 2.13.0"),
+        ("warn", "node 3 (n3)", "has driver 550.54, the others 570.86"),
+    ]
+    assert not findings_of.can_exchange(odd)
+    two = facts({}, {"versions": {"NCCL": None}})
+    assert told(findings_of.version_findings(two)) == [
+        ("fail", "node 2 (n2)", "has NCCL -, the others 2.27.3")
+    ]
+
+
+def test_files_that_differ_are_named() -> None:
+    ((level, subject, text),) = told(
+        findings_of.code_findings(facts({}, {"code": {"b.py": "3", "c.py": "4"}}))
+    )
+    assert (level, subject) == ("fail", "node 2 (n2)")
+    assert "b.py and 1 more differ" in text
+
+
+def test_the_code_s_hash_follows_its_files(tmp_path: Path) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "x.py").write_text("1")
+    (tmp_path / "launcher" / "x.pyc").write_text("1")
+    before = code_hashes(tmp_path)
+    (tmp_path / "launcher" / "x.py").write_text("2")
+    assert list(before) == ["launcher/x.py"] and code_hashes(tmp_path) != before
+    assert {"launcher/cli.py", "plast_train/errors.py", "ds_configs/zero2.json"} <= set(code_hashes(ROOT))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"gpus": [H200]}, "has 1 GPU, but 2 ranks are asked for (--nproc)"),
+        ({"gpus": [H200], "ranks": 1}, "has 1 GPU, the others 2"),
+        ({"gpus": []}, "has no GPU, the others 2"),
+        ({"gpus": [A100, A100]}, "has GPUs NVIDIA A100 85 GB, the others NVIDIA H200 150 GB"),
+    ],
+)
+def test_the_machine_with_other_gpus_is_named(change: dict[str, Any], text: str) -> None:
+    found = told(findings_of.gpu_findings(facts({}, change, {})))
+    assert ("fail", "node 2 (n2)", text) in found
+    assert {subject for _, subject, _ in found} == {"node 2 (n2)"}
+    assert not findings_of.can_exchange(facts({}, change, {}))
+
+
+def test_fewer_gpus_are_enough_for_fewer_ranks() -> None:
+    uneven = facts({"ranks": 1}, {"ranks": 1, "gpus": [H200]}, {"ranks": 1})
+    assert told(findings_of.gpu_findings(uneven)) == [("warn", "node 2 (n2)", "has 1 GPU, the others 2")]
+    assert findings_of.can_exchange(uneven)
+
+
+def test_gpus_of_several_kinds_in_each_machine_are_refused() -> None:
+    mixed = facts({"gpus": [H200, A100]}, {"gpus": [A100, H200]})
+    assert [subject for _, subject, _ in told(findings_of.gpu_findings(mixed))] == [
+        "node 1 (n1)",
+        "node 2 (n2)",
+    ]
+
+
+@pytest.mark.parametrize("odd", [0, 1, 2])
+def test_the_machine_with_another_folder_is_named(odd: int) -> None:
+    others = [node for node in range(3) if node != odd]
+    sees = {node: [odd] if node == odd else others for node in range(3)}
+    ((level, subject, text),) = told(findings_of.folder_findings(facts({}, {}, {}), sees))
+    assert (level, subject) == ("fail", f"node {odd + 1} (n{odd + 1})")
+    assert "not shared" in text
+
+
+def test_a_slow_start_is_told() -> None:
+    ((level, subject, _),) = told(findings_of.start_findings(facts({}, {"seconds": 50.0})))
+    assert (level, subject) == ("warn", "node 2 (n2)")
+
+
+def test_full_disks_and_clocks() -> None:
+    full = facts({}, {"disks": {"temporary folder": {"path": "/tmp", "free": 10**6}}})
+    assert told(findings_of.disk_findings(full)) == [
+        ("fail", "node 2 (n2)", "0.0 GB free for the temporary folder /tmp")
+    ]
+    # The first one's clock is the wrong one here: all others seem to be off against it.
+    offsets = {0: (0.0, 0.0), 1: (-90.0, 0.01), 2: (-90.1, 0.01)}
+    assert told(findings_of.clock_findings(facts({}, {}, {}), offsets)) == [
+        ("fail", "node 1 (n1)", "its clock is 90.0 s ahead of the others'")
+    ]
+    assert told(findings_of.clock_findings(facts({}, {}), {0: (0.0, 0.0), 1: (-2.0, 0.1)})) == [
+        ("warn", "node 2 (n2)", "its clock is 2.0 s behind the others'")
+    ]
+    unsure = {0: (0.0, 0.0), 1: (2.0, 1.5)}
+    assert told(findings_of.clock_findings(facts({}, {}), unsure)) == []
+
+
+FAST, SLOW, BROKEN = {"bandwidth": 10e9}, {"bandwidth": 1e9}, {"error": "timeout"}
+
+
+def results(nodes: int, bad: int, result: dict[str, Any]) -> dict[int, dict[int, dict[str, Any]]]:
+    """Of all pairs of a ring, those with machine `bad` being `result`."""
+    pairs: dict[int, dict[int, dict[str, Any]]] = {node: {} for node in range(nodes)}
+    for a, b in (pair for pairs_of in pair_rounds(nodes) for pair in pairs_of):
+        pairs[a][b] = pairs[b][a] = result if bad in (a, b) else FAST
+    return pairs
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+def test_the_machine_that_is_cut_off_or_slow_is_named(bad: int) -> None:
+    four, name = facts({}, {}, {}, {}), f"node {bad + 1} (n{bad + 1})"
+    found = told(findings_of.network_findings(four, results(4, bad, BROKEN)))
+    assert [(level, subject) for level, subject, _ in found] == [("fail", name)] * 2
+    found = told(findings_of.network_findings(four, results(4, bad, SLOW)))
+    assert [(level, subject) for level, subject, _ in found] == [("warn", name)]
+
+
+def test_a_rank_that_fails_is_named_and_not_those_that_waited_for_it() -> None:
+    three = facts({}, {}, {})
+    pairs = {0: {1: BROKEN, 2: FAST}, 2: {1: BROKEN, 0: FAST}}
+    found = told(rank_findings(three, Told(pairs, {}, {0: [], 1: ["local rank 0: no GPU"], 2: []})))
+    assert found == [("fail", "node 2 (n2)", "all-reduce: local rank 0: no GPU")]
+    found = told(rank_findings(three, Told({}, {}, {0: [], 1: [], 2: []})))
+    assert len(found) == 3
+
+
+def test_the_last_line_of_a_failed_rank_is_its_error() -> None:
+    trace = "Traceback …\nRuntimeError: CUDA error: out of memory\nframe #0: c10::Error\n  (x)\n"
+    assert last_line(trace) == "RuntimeError: CUDA error: out of memory"
+    assert last_line("killed\n\n") == "killed" and last_line("") == ""
+
+
+@pytest.mark.parametrize("nodes", range(1, 10))
+def test_neighbours_meet_in_rounds(nodes: int) -> None:
+    rounds = pair_rounds(nodes)
+    for pairs in rounds:
+        busy = [node for pair in pairs for node in pair]
+        assert len(busy) == len(set(busy))
+    ring = {frozenset((node, (node + 1) % nodes)) for node in range(nodes)} if nodes > 1 else set()
+    assert {frozenset(pair) for pairs in rounds for pair in pairs} == ring
+    assert len(rounds) <= 3
+
+
+def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
+    assert bus_bandwidth(1000, 2.0, 2) == 500
+    assert bus_bandwidth(1000, 2.0, 8) == pytest.approx(875)
+
+
+def test_ranks_are_seated_one_after_the_other_also_where_machines_differ() -> None:
+    plan = {"port": 1, "ranks": [2, 1, 3], "start_seconds": 25.0}
+    taken = [s for node in range(3) for s in rank_specs(plan, Machines(3, node, "n1"))]
+    assert [rank_spec["rank"] for rank_spec in taken] == list(range(6))
+    assert [rank_spec["local_rank"] for rank_spec in taken] == [0, 1, 0, 0, 1, 2]
+
+
+def wait_to_be_seen(by: Heartbeat, node: int) -> None:
+    end = time.monotonic() + 10
+    while node not in by.alive and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def test_a_stale_file_is_nobody(tmp_path: Path) -> None:
+    with Heartbeat(tmp_path / "RUN", 1, 3, "n2") as left:
+        stale = (tmp_path / "RUN" / ".doctor" / "node-1.json").read_text()
+    assert not (tmp_path / "RUN").exists()
+    (tmp_path / "RUN" / ".doctor").mkdir(parents=True)
+    (tmp_path / "RUN" / ".doctor" / "node-1.json").write_text(stale)
+    with Heartbeat(tmp_path / "RUN", 0, 3, "n1") as first, Heartbeat(tmp_path / "RUN", 2, 3, "n3") as third:
+        wait_to_be_seen(first, 2)
+        assert set(first.alive) - {0} == {2}
+        nonces = {0: first.nonce, 1: "another", 2: third.nonce}
+        assert first.find(nonces, 0) == [0, 2] and left.nonce != first.nonce
+    assert not (tmp_path / "RUN" / ".doctor").exists()
+
+
+@pytest.mark.parametrize("ends", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("begins", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("made", [False, True])
+def test_a_run_folder_that_a_doctor_made_goes_in_any_order(
+    tmp_path: Path, begins: tuple[int, int], ends: tuple[int, int], made: bool
+) -> None:
+    run = tmp_path / "runs" / "RUN"
+    if made:
+        run.mkdir(parents=True)
+    there = {node: Heartbeat(run, node, 2, f"n{node}").__enter__() for node in begins}
+    for node in begins:
+        wait_to_be_seen(there[node], 1 - node)
+    for node in ends:
+        assert (run / ".doctor" / f"node-{node}.json").exists()
+        there[node].__exit__(None, None, None)
+    assert run.exists() == made and not (run / ".doctor").exists()
+
+
+def test_all_that_end_at_once_leave_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "RUN"
+    for _ in range(100):
+        there = [Heartbeat(run, node, 4, f"n{node}").__enter__() for node in range(4)]
+        ends = [threading.Thread(target=one.__exit__, args=(None, None, None)) for one in there]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
+        assert not run.exists()
+
+
+def test_slurm_names_who_did_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\n[ \"$*\" = 'show hostnames n[1-2]' ] && printf 'n1\\nn2\\n'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-2]")
+    assert slurm_hosts(Machines(2, 0, "n1")) == ["n1", "n2"]
+    assert slurm_hosts(Machines(3, 0, "n1")) == []
+
+
+# From here on: real launchers on this machine, each a node.
+
+# What a test does to one of them, by environment, before any of the program's code runs.
+SITE = """
+import os, sys, time
+if os.environ.get("TEST_CLOCK_AHEAD"):
+    right = time.time
+    time.time = lambda: right() + float(os.environ["TEST_CLOCK_AHEAD"])
+if os.environ.get("TEST_RANKS_FAIL") and "plast_train.runtime.cluster_check" in sys.orig_argv:
+    print("OSError: this rank has lost its GPU", file=sys.stderr, flush=True)
+    os._exit(1)
+"""
+
+
+class Nodes:
+    """Launchers of the doctor, as on `count` machines."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        (folder / "site").mkdir()
+        (folder / "site" / "sitecustomize.py").write_text(SITE)
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self._started: dict[int, subprocess.Popen[str]] = {}
+
+    def start(
+        self, node: int, *options: str, out: str = "RUN", root: Path = ROOT, **environment: str
+    ) -> None:
+        """Starts the doctor of one node, with the program at `root`."""
+        variables = {"NNODES": str(self.count), "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1"}
+        variables |= {"MASTER_PORT": str(self.port), "OMP_NUM_THREADS": "1", **environment}
+        variables |= {"PYTHONPATH": os.pathsep.join([str(self.folder / "site"), str(root)])}
+        command = [sys.executable, "-m", "launcher.cli", "doctor", "--distributed", "--nproc", "1"]
+        self._started[node] = subprocess.Popen(
+            [*command, "--out", str(self.folder / out), *options],
+            env={**os.environ, **variables},
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def end(self) -> tuple[dict[int, int], dict[int, str]]:
+        """Exit codes and outputs by node."""
+        outputs = {node: "".join(started.communicate(timeout=600)) for node, started in self._started.items()}
+        return {node: started.returncode for node, started in self._started.items()}, outputs
+
+
+@pytest.mark.slow
+def test_sound_machines_are_fit(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 2)
+    for node in (1, 0):
+        nodes.start(node, "--nproc", "2" if node else "1")
+    codes, outputs = nodes.end()
+    assert codes == {0: 0, 1: 0}, outputs
+    assert outputs[1] == ""
+    lines = outputs[0].splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["node", "1", "2"]
+    assert lines[-2].startswith("all-reduce: 3 ranks") and "bus bandwidth" in lines[-2]
+    seconds = re.fullmatch(r"2 machines: fit for a run \((\d+\.\d) s\)", lines[-1])
+    assert seconds is not None and float(seconds[1]) < 60, lines[-1]
+    assert "fail" not in outputs[0]
+    assert not (tmp_path / "RUN").exists()
+
+
+@pytest.mark.slow
+def test_each_bad_machine_of_three_is_named(tmp_path: Path) -> None:
+    for package in ("launcher", "plast_train", "ds_configs"):
+        shutil.copytree(ROOT / package, tmp_path / "copy" / package)
+    with (tmp_path / "copy" / "launcher" / "table.py").open("a") as file:
+        file.write("# changed\n")
+    nodes = Nodes(tmp_path, 3)
+    nodes.start(1, root=tmp_path / "copy", TEST_CLOCK_AHEAD="300")
+    nodes.start(2, out="another/RUN", GLOO_SOCKET_IFNAME="nosuch0")
+    nodes.start(0)
+    codes, outputs = nodes.end()
+    assert codes == {0: 2, 1: 2, 2: 2}, outputs
+    wrong = [line for line in outputs[0].splitlines() if line.startswith("fail")]
+    assert {line[6:17] for line in wrong} == {"node 2 (" + wrong[0][14:17], "node 3 (" + wrong[0][14:17]}
+    said = outputs[0]
+    for text in (
+        "launcher/table.py differ",
+        "its clock is 300.0 s ahead",
+        "the run folder is not shared",
+        "GLOO_SOCKET_IFNAME must name an interface",
+    ):
+        assert text in said
+    assert "the first machine says why" in outputs[1]
+
+
+@pytest.mark.slow
+def test_who_does_not_come_is_named(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 3)
+    for node in (2, 0):
+        nodes.start(node, "--wait", "20")
+    codes, outputs = nodes.end()
+    host = socket.gethostname()
+    assert codes == {0: 2, 2: 2}, outputs
+    text = f"node 2 of 3 (NODE_RANK=1) did not come within 20 s; there: node 1 ({host}), node 3 ({host})"
+    assert text in outputs[0]
+    assert "not shared" not in outputs[0]
+
+
+@pytest.mark.slow
+def test_the_others_say_that_the_first_did_not_come(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 3)
+    for node in (1, 2):
+        nodes.start(node, "--wait", "10")
+    codes, outputs = nodes.end()
+    assert codes == {1: 2, 2: 2}, outputs
+    assert "node 1 of 3 (NODE_RANK=0) did not come within 10 s; there: node 2" in outputs[1]
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_not_shared_hides_who_came(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 3)
+    nodes.start(1, "--wait", "30", out="another/RUN")
+    nodes.start(0, "--wait", "30")
+    codes, outputs = nodes.end()
+    assert codes == {0: 2, 1: 2}, outputs
+    assert "node 3 of 3 (NODE_RANK=2) did not come" in outputs[0]
+    assert "the run folder is not shared" in outputs[0]
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_on_one_machine(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 2)
+    nodes.start(1, TEST_RANKS_FAIL="1")
+    nodes.start(0)
+    codes, outputs = nodes.end()
+    assert codes == {0: 2, 1: 2}, outputs
+    assert "all-reduce: local rank 0: OSError: this rank has lost its GPU" in outputs[0]
+    assert "node 2" in next(line for line in outputs[0].splitlines() if line.startswith("fail"))
+
+
+@pytest.mark.slow
+def test_a_taken_port_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, 2)
+    (tmp_path / "file").write_text("")
+    with closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", nodes.port))
+        taken.listen()
+        nodes.start(0, "--wait", "5")
+        codes, outputs = nodes.end()
+    assert codes == {0: 2} and f"port {nodes.port}" in outputs[0] and "MASTER_PORT" in outputs[0]
+    (tmp_path / "alone").mkdir()
+    nodes = Nodes(tmp_path / "alone", 1)
+    nodes.start(0, out="../file/RUN")
+    codes, outputs = nodes.end()
+    assert codes == {0: 2} and "cannot write in" in outputs[0] and "Not a directory" in outputs[0]
+
+
+def test_a_job_of_several_nodes_without_their_numbers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.delenv("NNODES", raising=False)
+    with pytest.raises(UserError, match=r"NNODES=\$SLURM_NNODES"):
+        run_distributed_doctor(tmp_path / "RUN", 1, 1)
+    assert not (tmp_path / "RUN").exists()
