@@ -1,8 +1,8 @@
 """What one rank does for `plast doctor --distributed`: all-reduces inside its machine, between neighbouring
 machines and over all ranks, each in a group of its own, so that what fails can be named.
 
-Run as `python -m plast_train.runtime.cluster_check SPEC`, a `RankSpec` as JSON. Everything is reported through
-the launchers' store, under the names `inside/NODE`, `pairs/NODE` and `all`.
+Run as `python -m plast_train.runtime.cluster_check SPEC`, a `RankSpec` as JSON. Everything is reported
+through the launchers' store, under the names `inside/NODE`, `pairs/NODE` and `all`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.paths import TESTS
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
