@@ -31,7 +31,7 @@ def describe_machine(out: Path, nproc: int | None) -> dict[str, Any]:
             "NCCL": nccl_version(gpus),
             "driver": DRIVER.read_text(encoding="ascii").strip() if DRIVER.exists() else None,
         },
-        "code": code_hashes(Path(__file__).parent.parent),
+        "code": code_hashes(Path(__file__).parents[2]),
         "out": str(out.absolute()),
         "disks": {"run folder": _free(out), "temporary folder": _free(Path(tempfile.gettempdir()))},
         "interfaces": {

@@ -16,7 +16,7 @@ import psutil
 
 from launcher.environment import describe_gpus, installed_version
 
-CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 NEEDED = ("torch", "transformers", "deepspeed", "tokenizers", "safetensors", "sentencepiece", "pydantic")
 GIGABYTE = 10**9
 

@@ -28,7 +28,7 @@ class Section:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole document with its contents; `lead` is HTML and stands above them."""
-    style = (files("plast_train.analysis") / "report.css").read_text(encoding="utf-8")
+    style = (files("plast_train.report") / "report.css").read_text(encoding="utf-8")
     contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.title)}</a></li>' for s in sections)
     bodies = "".join(
         f'<section id="{s.anchor}">\n<h2>{escape(s.title)}</h2>\n{s.body}\n</section>\n' for s in sections

@@ -64,7 +64,7 @@ _LAYERS_THEMSELVES = TrainConfig()
 def local_folder(path: str) -> Path | None:
     """The folder that `model.path` names, the embedded tiny model's included; None if there is none here."""
     if path == "tiny":
-        return Path(str(resources.files("plast_train") / "lvlm" / "tiny" / "model"))
+        return Path(str(resources.files("plast_train") / "tiny" / "model"))
     folder = Path(path).expanduser()
     return folder if folder.is_dir() else None
 

@@ -187,7 +187,7 @@ def load_lvlm(
 
 def _find(path: str) -> Path:
     if path == "tiny":
-        return Path(str(resources.files("plast_train") / "lvlm" / "tiny" / "model"))
+        return Path(str(resources.files("plast_train") / "tiny" / "model"))
     if Path(path).is_dir():
         return Path(path)
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 
-_PACKAGE = str(Path(__file__).parent) + os.sep
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 # Whoever is inside one of these, called from anywhere in the program, exchanges something with other ranks.
-_EXCHANGES = (f"torch{os.sep}distributed{os.sep}", f"plast_train{os.sep}distributed.py")
+_EXCHANGES = (f"torch{os.sep}distributed{os.sep}", f"plast_train{os.sep}runtime{os.sep}distributed.py")
 
 
 def stack_location(frame: FrameType) -> tuple[bool, str]:

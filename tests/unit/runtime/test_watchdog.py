@@ -22,6 +22,7 @@ from launcher.processes.stops import Stops
 from plast_train import pipeline
 from plast_train.errors import Interrupted, UserError
 from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.runtime import rank
 from plast_train.runtime.failures import Failure, note_path, publish_failure, read_failures, stacks_path
 from plast_train.runtime.stack_location import raised_in_exchange, stack_location
 
@@ -91,10 +92,16 @@ C10D = "/lib/torch/distributed/distributed_c10d.py"
     [
         (["training/loop.py", "/lib/deepspeed/engine.py"], (False, "training/loop.py:1 in at")),
         (["training/loop.py", "/lib/deepspeed/engine.py", C10D], (True, "training/loop.py:1 in at")),
-        (["training/loop.py", "distributed.py", C10D], (True, "training/loop.py:1 in at")),
-        (["training/loop.py", "distributed.py"], (True, "training/loop.py:1 in at")),  # waits for the device
+        (["training/loop.py", "runtime/distributed.py", C10D], (True, "training/loop.py:1 in at")),
+        (
+            ["training/loop.py", "runtime/distributed.py"],
+            (True, "training/loop.py:1 in at"),
+        ),  # waits for the device
         # Rank 0 at work while the others wait for it.
-        (["pipeline.py", "distributed.py", "training/export.py"], (False, "training/export.py:1 in at")),
+        (
+            ["pipeline.py", "runtime/distributed.py", "training/export.py"],
+            (False, "training/export.py:1 in at"),
+        ),
         ([C10D], (True, "outside the program")),
     ],
 )
@@ -203,11 +210,11 @@ def test_a_file_that_another_machine_sees_late(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "late").write_text("as it was")
     writer = threading.Timer(1.0, lambda: (tmp_path / "late").write_text("new"))
     writer.start()
-    pipeline.await_files(RunFolder(tmp_path), contents, other_machine())  # type: ignore[arg-type]
+    rank.wait_for_files(RunFolder(tmp_path), contents, other_machine())  # type: ignore[arg-type]
     assert (tmp_path / "late").read_text() == "new"
-    monkeypatch.setattr(pipeline, "SECONDS_TO_APPEAR", 1)
+    monkeypatch.setattr(rank, "SECONDS_TO_APPEAR", 1)
     with pytest.raises(UserError, match=r"export: .* must be one folder that all machines share"):
-        pipeline.await_files(RunFolder(tmp_path), {"export": "folder"}, other_machine())  # type: ignore[arg-type]
+        rank.wait_for_files(RunFolder(tmp_path), {"export": "folder"}, other_machine())  # type: ignore[arg-type]
 
 
 def test_stop_signals_without_ranks() -> None:
