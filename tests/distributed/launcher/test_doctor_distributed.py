@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
+from launcher.doctor import findings as findings_of
 from launcher.doctor.absent import slurm_hosts
 from launcher.doctor.facts import code_hashes
 from launcher.doctor.heartbeat import Heartbeat
 from launcher.doctor.machine import Finding
-from launcher.doctor import findings as findings_of
 from launcher.doctor.machines import run_distributed_doctor
 from launcher.doctor.ranks import Told, last_line, rank_findings, rank_specs
 from launcher.processes.torchrun import Machines
