@@ -16,9 +16,9 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Made by `plast options > docs/options.md`. Give an option as `section.key=value` on the command line,",
-        "or as `key: value` below `section:` in a YAML file. *Redoes* names the stages that are redone when the",
-        "option changes; those that need their results follow. A dash: no finished stage is redone.",
+        "Made by `plast options > docs/options.md`. Give an option as `section.key=value` on the command",
+        "line, or as `key: value` below `section:` in a YAML file. *Redoes* names the stages that are redone",
+        "when the option changes; those that need their results follow. A dash: no finished stage is redone.",
     ]
     section = None
     for key, field in options():
