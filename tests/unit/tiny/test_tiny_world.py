@@ -28,7 +28,6 @@ from plast_train.tiny.vision import pixels
 from plast_train.tiny.words import LANGUAGES, answer_text
 from plast_train.tiny.world import benchmark_items, draw_world, letter, multiple_choice
 
-
 # SHA-256 over all files of the world drawn with seed 0, by the name its folder in the cache has.
 DIGESTS = {
     "tiny-world-3243a0b627cd5d1d": "3df4b83c95dcc3b6977d72d5ec26f3de9f9059b2f01b7f73bbfb3fd0e9d4c8e7",
