@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from launcher.checks.paths import resolve_paths
 from plast_train.config import Config, SelectionConfig, load_config
 from plast_train.errors import UserError, nearest
-from plast_train.neurons.layers import fixed_layers, usual_number
+from plast_train.neurons.strategies import fixed_layers, usual_number
 
 PREFIX = "plan."
 RANKS = (1, 2, 4, 8, 16, 32, 64)

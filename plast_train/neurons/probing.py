@@ -24,11 +24,10 @@ def probe_rows(
     return fill_rows([build_tree(group) for group in prompter.probes(records, numbers)], tokens_per_row)
 
 
-def empty_counts(lvlm: Lvlm, records: int, languages: int, device: torch.device) -> ActivationCounts:
+def empty_counts(lvlm: Lvlm, num_records: int, num_languages: int, device: torch.device) -> ActivationCounts:
     text = lvlm.config["text_config"]
-    return ActivationCounts.zeros(
-        records, text["num_hidden_layers"], languages, text["intermediate_size"], device
-    )
+    num_layers, num_neurons = text["num_hidden_layers"], text["intermediate_size"]
+    return ActivationCounts.zeros(num_records, num_layers, num_languages, num_neurons, device)
 
 
 @contextmanager
@@ -39,14 +38,15 @@ def counting(
     english: int,
     deepspeed_config: dict[str, Any],
 ) -> Iterator[Callable[[RankRow], None]]:
-    """Within it, what is yielded runs a rank's row through the model and adds to `counts` if the row counts.
+    """Yields a function that runs a rank's row through the model and adds to `counts` if the row counts.
 
-    `numbers` are the records of the tables, in their order; `english` is English's language number.
+    `numbers` are the records of the tables, in their order; `english` is English's language number. Every
+    rank calls the function equally often: under ZeRO-3 each forward pass gathers weights from all ranks.
     """
     slots = {number: slot for slot, number in enumerate(numbers)}
     counter = GateCounter(counts)
     gates = [lvlm.family.gate(layer) for layer in lvlm.family.layers(lvlm.model)]
-    # Without its head: nothing is predicted here.
+    # Without the head: nothing is predicted here, and logits would take most of the memory.
     body = lvlm.model.get_submodule("model")
     with torch.no_grad(), forward_ready(body, deepspeed_config) as model, counter.attached(gates):
 
