@@ -11,8 +11,8 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch.nn import Parameter
 
-from plast_train.checkpoint import checkpoints
-from plast_train.checkpoint.saver import Saver
+from plast_train.checkpoint.format import Identity
+from plast_train.checkpoint.save import Saver
 from plast_train.config import Config
 from plast_train.data.packing import PackedRow
 from plast_train.data.questions import Record
@@ -43,8 +43,7 @@ class Training:
     validation: Validation
     engine: DeepSpeedEngine
     trained: dict[str, Parameter]
-    identity: checkpoints.Identity
-    settings: dict[str, Any]
+    identity: Identity
     shape: ModelShape
     saver: Saver
 

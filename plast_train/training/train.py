@@ -7,7 +7,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import torch
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from plast_train.checkpoint import checkpoints, format
-from plast_train.checkpoint.saver import Saver
+from plast_train.checkpoint import resume
+from plast_train.checkpoint.format import Identity
+from plast_train.checkpoint.restore import restore
+from plast_train.checkpoint.save import Saver, host_memory
 from plast_train.context import Context
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
@@ -48,7 +50,7 @@ def train(context: Context) -> list[Path]:
 
     Raises:
         Diverged: see `run_loop`; the model is left as after the end.
-        UserError: see `run_loop`, `checkpoints.choose`, `checkpoints.write`.
+        UserError: see `run_loop`, `resume.choose`, `save.write`.
         Interrupted: stopped by a signal, after saving.
     """
     ranks, run = context.ranks, context.run
@@ -110,10 +112,10 @@ def _prepare(
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
-    identity = checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes)
     settings = settings_of("train", config) | {"data": _digest(plan, context.records)}
+    identity = Identity(lvlm.fingerprint, layers, modules, shapes, settings)
     engine = build_engine(lvlm.model, trained, config, ranks.world, micro_steps)
-    memory = checkpoints.host_memory(engine, trained)
+    memory = host_memory(engine, trained)
     return Training(
         config=config,
         run=context.run,
@@ -125,61 +127,24 @@ def _prepare(
         engine=engine,
         trained=trained,
         identity=identity,
-        settings=settings,
         shape=model_shape(lvlm.config),
-        saver=Saver(context.run.checkpoints, identity, settings, config.checkpoint.keep, ranks, memory),
+        saver=Saver(context.run.checkpoints, identity, config.checkpoint.keep, ranks, memory),
     )
 
 
 def _resume(training: Training) -> int:
-    """The step to go on from, after loading the newest whole checkpoint if there is one.
-
-    Random numbers begin with the seed: what this process did before, which differs between a run in one go
-    and one that goes on here, has no say. A checkpoint brings its own.
-    """
-    ranks, folder = training.ranks, training.run.checkpoints
+    """The step to resume from, after loading the checkpoint that was chosen, if any."""
+    ranks = training.ranks
+    # What this process did before differs between a run in one go and a resumed one, so random numbers start
+    # from the seed here; a checkpoint brings its own state.
     torch.manual_seed(training.config.seed + ranks.rank)
-    checkpoints.wait_for_view(folder, ranks)
-    if ranks.is_first:
-        _set_aside(training, folder)
-    ranks.barrier()
-    found = checkpoints.choose(folder, training.identity, training.settings, ranks)
+    found = resume.choose(training.run.checkpoints, training.identity, ranks)
     if found is None:
         return 0
     training.saver.last = found
-    step = checkpoints.restore(found, training.engine, training.trained, ranks)
+    step = restore(found, training.engine, training.trained, ranks)
     ranks.say(f"resumed from {found} (step {step} of {len(training.plan.steps)})")
     return step
-
-
-def _set_aside(training: Training, folder: Path) -> None:
-    """Moves checkpoints of other layers or settings out of the way: their stage is done anew, and what may
-    have taken days is not deleted. Those of another base are left, for `choose` to refuse."""
-    stored = next(iter(_readable(folder)), None)
-    if stored is None or stored["base"] != training.identity.base:
-        return
-    identity = training.identity
-    changed = checkpoints.changed_settings(
-        stored["settings"] | {"layers": stored["layers"], "modules": stored["modules"]},
-        training.settings | {"layers": identity.layers, "modules": identity.modules},
-    )
-    if not changed:
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-before-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    training.ranks.say(
-        f"WARNING: the checkpoints were trained otherwise ({changed}); training starts anew, they are now in "
-        f"{aside}: remove it when it is no longer needed"
-    )
-
-
-def _readable(folder: Path) -> Iterator[dict[str, Any]]:
-    """The manifests that can be read, newest first."""
-    for path in format.checkpoints(folder):
-        with suppress(format.BrokenCheckpoint):
-            yield format.read_manifest(path)
 
 
 @contextmanager

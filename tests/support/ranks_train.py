@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
-from plast_train.checkpoint.checkpoints import host_memory, snapshot
+from plast_train.checkpoint.save import host_memory, snapshot
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.errors import Diverged, Interrupted, UserError
