@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from plast_train.data.images import load_image
-from plast_train.data.packing import PackedRow, RankRow, fill_rows, pack_row
+from plast_train.data.packing import RankRow, fill_rows
 from plast_train.data.questions import Record
 from plast_train.data.token_tree import TokenTree, build_tree
-from plast_train.lvlm.forward import forward_ready, row_inputs
+from plast_train.lvlm.forward import forward_ready, load_row, row_inputs
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.prompts import Prompter
 from plast_train.neurons.counts import ActivationCounts, GateCounter, index_row
@@ -30,12 +29,6 @@ def empty_counts(lvlm: Lvlm, records: int, languages: int, device: torch.device)
     return ActivationCounts.zeros(
         records, text["num_hidden_layers"], languages, text["intermediate_size"], device
     )
-
-
-def probe_inputs(lvlm: Lvlm, model: torch.nn.Module, row: PackedRow) -> dict[str, Any]:
-    """The arguments with which `model` (the LVLM with or without its head) takes the row and its images."""
-    pixels = lvlm.pixel_values([load_image(path) for path in row.images]) if row.images else None
-    return row_inputs(model, row, pixels)
 
 
 @contextmanager
@@ -58,9 +51,9 @@ def counting(
     with torch.no_grad(), forward_ready(body, deepspeed_config) as model, counter.attached(gates):
 
         def count(rank_row: RankRow) -> None:
-            row = pack_row(rank_row.trees)
+            row = load_row(rank_row.trees, lvlm)
             where = index_row(row, slots, english, counts.tokens.device) if rank_row.counts else None
             with counter.watch(where):
-                model(**probe_inputs(lvlm, model, row), use_cache=False)
+                model(**row_inputs(model, row), use_cache=False)
 
         yield count

@@ -13,10 +13,10 @@ from plast_train.context import Context
 from plast_train.data.packing import fill_rows, shard_rows
 from plast_train.data.token_tree import Key, TokenSequence, build_tree, split_tree
 from plast_train.errors import Interrupted
-from plast_train.lvlm.forward import forward_ready
+from plast_train.lvlm.forward import forward_ready, load_row
 from plast_train.run_folder import publish_text, read_json, sha256_of, to_json
 from plast_train.stages import settings_of
-from plast_train.training.batches import load_row, token_losses
+from plast_train.training.batches import token_losses
 
 
 def pair_losses(context: Context, records: Sequence[Sequence[TokenSequence]]) -> dict[Key, float]:
@@ -47,12 +47,12 @@ def _measure(context: Context, records: Sequence[Sequence[TokenSequence]]) -> di
         ranks.progress("train: difficulty", len(trees), "records") as progress,
     ):
         for rank_row in shard_rows(rows, ranks.rank, ranks.world):
-            row = load_row(rank_row, lvlm)
+            row = load_row(rank_row.trees, lvlm)
             losses, start = token_losses(model, lvlm, row).cpu(), 0
-            for placed in row.packed.placed:
+            for placed in row.placed:
                 part = losses[start : start + placed.sequence.labels]
                 start += placed.sequence.labels
-                if row.counts:
+                if rank_row.counts:
                     found[placed.sequence.key] = float(part.double().mean())
             progress.add(min(ranks.world * len(rank_row.trees), len(trees) - progress.done))
             if ranks.should_stop():

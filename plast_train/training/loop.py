@@ -14,14 +14,14 @@ from torch.nn import Parameter
 from plast_train.checkpoint.format import Identity
 from plast_train.checkpoint.save import Saver
 from plast_train.config import Config
-from plast_train.data.packing import PackedRow
+from plast_train.data.packing import RankRow
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan
 from plast_train.errors import Diverged, Interrupted
 from plast_train.lvlm.loading import Lvlm
 from plast_train.run_folder import RunFolder
 from plast_train.runtime.distributed import Ranks
-from plast_train.training.batches import Batch, Row, batches, token_losses
+from plast_train.training.batches import Batch, batches, token_losses
 from plast_train.training.engine import learning_rate, set_learning_rate
 from plast_train.training.flops import ModelShape
 from plast_train.training.flops_methods import method_flops
@@ -109,20 +109,19 @@ def _forward_backward(training: Training, step: int, batch: Batch) -> float:
     # DeepSpeed averages over ranks and micro-steps; this undoes it, for the mean over the step's labels.
     weight = ranks.world * len(batch.rows) / batch.step.labels
     sums: list[torch.Tensor] = []
-    for number, row in enumerate(batch.rows):
+    for number, (rank_row, row) in enumerate(batch.rows):
         loss = token_losses(engine, training.lvlm, row).sum()
-        engine.backward(loss * (weight if row.counts else 0.0))
+        engine.backward(loss * (weight if rank_row.counts else 0.0))
         sums.append(loss.detach())
         ranks.alive()
         if number + 1 < len(batch.rows):
             engine.step()  # only counts the micro-step
-    counted = [
-        (row, float(x)) for row, x in zip(batch.rows, torch.stack(sums).tolist(), strict=True) if row.counts
-    ]
+    values = zip(batch.rows, torch.stack(sums).tolist(), strict=True)
+    counted = [(rank_row, float(x)) for (rank_row, _), x in values if rank_row.counts]
     total = torch.tensor(sum(x for _, x in counted), dtype=torch.float64)
     mean = float(ranks.sum(total)) / batch.step.labels
     if not math.isfinite(mean):
-        bad = [row for row, x in counted if not math.isfinite(x)]
+        bad = [rank_row for rank_row, x in counted if not math.isfinite(x)]
         ids = sorted({i for part in ranks.gather(_record_ids(training, bad)) for i in part})
         raise Diverged(_not_finite(training, f"the loss of step {step} is {mean}", ids))
     return mean
@@ -138,11 +137,9 @@ def _finite_norm(training: Training, step: int) -> float:
     return norm
 
 
-def _record_ids(training: Training, rows: list[Row]) -> list[str]:
-    def numbers(packed: PackedRow) -> set[int]:
-        return {placed.sequence.key.record for placed in packed.placed}
-
-    return [training.records[n].id for row in rows for n in numbers(row.packed)]
+def _record_ids(training: Training, rows: list[RankRow]) -> list[str]:
+    numbers = {s.key.record for row in rows for tree in row.trees for s in tree.sequences}
+    return [training.records[number].id for number in numbers]
 
 
 def _not_finite(training: Training, what: str, ids: list[str]) -> str:

@@ -8,9 +8,10 @@ import torch
 
 from plast_train.data.packing import fill_rows, shard_rows
 from plast_train.data.token_tree import TokenSequence, TokenTree, build_tree, split_tree
+from plast_train.lvlm.forward import load_row
 from plast_train.lvlm.loading import Lvlm
 from plast_train.runtime.distributed import Ranks
-from plast_train.training.batches import load_row, token_losses
+from plast_train.training.batches import token_losses
 
 
 class Validation:
@@ -35,13 +36,13 @@ class Validation:
         """Mean cross-entropy over the label tokens of each language that has any, in nats."""
         sums = torch.zeros(len(self.languages), 2, dtype=torch.float64)
         for rank_row in shard_rows(self.rows, self.ranks.rank, self.ranks.world):
-            row = load_row(rank_row, self.lvlm)
+            row = load_row(rank_row.trees, self.lvlm)
             losses = token_losses(self.lvlm.model, self.lvlm, row).cpu()
             self.ranks.alive()
-            if not row.counts:
+            if not rank_row.counts:
                 continue
             start = 0
-            for placed in row.packed.placed:
+            for placed in row.placed:
                 part = losses[start : start + placed.sequence.labels]
                 start += placed.sequence.labels
                 sums[placed.sequence.key.language] += torch.tensor([float(part.sum()), len(part)])

@@ -27,6 +27,7 @@ from plast_train.checkpoint.format import Identity, step_name
 from plast_train.checkpoint.save import Snapshot, write
 from plast_train.config import Config, ModelConfig
 from plast_train.context import Context
+from plast_train.data.images import load_image
 from plast_train.data.questions import Record
 from plast_train.data.sampling import plan_training, split_records
 from plast_train.lvlm.freezing import all_parameters, changed_weights, freeze_all_but
@@ -34,7 +35,6 @@ from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.lvlm.lora import MergedWeights, add_adapters, remove_adapters
 from plast_train.run_folder import RunFolder
 from plast_train.runtime.deepspeed_config import load_deepspeed_config
-from plast_train.training.batches import load_image
 from plast_train.training.engine import learning_rate
 from plast_train.training.export import check_export, export
 from plast_train.training.train import parameters_to_train

@@ -34,13 +34,13 @@ from support.training_runs import (
 from plast_train.checkpoint.format import checkpoints as published
 from plast_train.checkpoint.format import step_name
 from plast_train.config import Config, ModelConfig
+from plast_train.data.images import load_image
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan, plan_training, split_records
 from plast_train.errors import UserError
 from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.runtime.deepspeed_config import load_deepspeed_config
-from plast_train.training.batches import load_image
 from plast_train.training.engine import learning_rate
 from plast_train.training.freezing_proof import describe_freezing, frozen_hashes, require_unchanged
 
