@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -20,16 +19,17 @@ from plast_train.checkpoint.format import Identity
 from plast_train.checkpoint.restore import restore
 from plast_train.checkpoint.save import Saver, host_memory
 from plast_train.context import Context
+from plast_train.data.mixing import by_difficulty, language_shares, some_of_each_template
 from plast_train.data.questions import Record
-from plast_train.data.sampling import TrainingPlan
+from plast_train.data.sampling import TrainingPlan, plan_training, split_records
 from plast_train.data.token_tree import TokenSequence
 from plast_train.errors import Diverged
 from plast_train.lvlm.freezing import changed_weights, freeze_all_but, what_is_trained
 from plast_train.lvlm.loading import Lvlm
-from plast_train.lvlm.lora import add_adapters, remove_adapters
+from plast_train.lvlm.lora import add_adapters
 from plast_train.run_folder import publish_text, read_json, to_json
 from plast_train.stages import settings_of
-from plast_train.training.engine import build_engine
+from plast_train.training.engine import build_engine, release_engine
 from plast_train.training.flops import shape_of as model_shape
 from plast_train.training.freezing_proof import (
     describe_freezing,
@@ -38,10 +38,10 @@ from plast_train.training.freezing_proof import (
     require_unchanged,
     shape_of,
 )
-from plast_train.training.loop import Training, run_loop
+from plast_train.training.loop import run_loop
+from plast_train.training.losses import Validation, pair_losses
 from plast_train.training.meters import reset_peak_memory
-from plast_train.training.samples import plan_samples
-from plast_train.training.validation import Validation
+from plast_train.training.state import Training
 
 
 def train(context: Context) -> list[Path]:
@@ -77,7 +77,7 @@ def train(context: Context) -> list[Path]:
             run_loop(training, start)
     except Diverged:
         training.saver.close()
-        release_engine(training)
+        release_engine(training.engine, lvlm.model)
         raise
 
     require_gradients(training, len(training.plan.steps))
@@ -87,9 +87,42 @@ def train(context: Context) -> list[Path]:
     record = run.path / "freezing.json"
     if ranks.is_first:
         publish_text(record, to_json(proof))
-    release_engine(training)
+    release_engine(training.engine, lvlm.model)
     assert training.saver.last is not None
     return [training.saver.last, run.metrics, record]
+
+
+def plan_samples(context: Context) -> tuple[TrainingPlan, list[list[TokenSequence]]]:
+    """The planned steps, and the samples of each held-back record. Called by every rank while the model
+    is the base: `sampling.keep` measures with it how hard the pairs are.
+
+    Raises:
+        Interrupted: see `pair_losses`.
+    """
+    config, records, sampling = context.config, context.records, context.config.sampling
+    numbers, held_back = split_records(len(records), config.train.validation_records, config.seed)
+    if sampling.per_template is not None:
+        english = [record.questions["en"] for record in records]
+        numbers = some_of_each_template(english, numbers, sampling.per_template, config.seed)
+    samples = list(context.prompter.translations(records, numbers, config.train))
+    held = list(context.prompter.translations(records, held_back, config.train))
+    if sampling.keep_by is not None:
+        samples = by_difficulty(samples, pair_losses(context, samples), sampling)
+    overlap = read_json(context.run.summary)["overlap"] if sampling.languages == "overlap" else {}
+    shares = language_shares(samples, sampling, config.data.languages, overlap)
+    if shares is not None:
+        text = ", ".join(f"{config.data.languages[k]} {share:.1%}" for k, share in shares.items())
+        context.ranks.say(f"shares of the languages in an epoch: {text}")
+    plan = plan_training(
+        samples,
+        config.train.global_batch,
+        config.train.tokens_per_row,
+        config.seed,
+        config.train.epochs,
+        config.train.max_steps,
+        shares,
+    )
+    return plan, held
 
 
 def parameters_to_train(context: Context, layers: list[int], modules: str) -> dict[str, Parameter]:
@@ -158,24 +191,6 @@ def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
     finally:
         for layer in carrying:
             del layer.forward  # the class's own again
-
-
-def release_engine(training: Training) -> None:
-    """Takes DeepSpeed's hooks and states, and adapters, off the model, which other stages use on."""
-    engine, model = training.engine, training.lvlm.model
-    if engine.zero_optimization_stage() == 3:
-        engine.optimizer.empty_partition_cache()
-    engine.destroy()
-    for parameter in model.parameters():
-        parameter.grad = None  # of a step that was not taken
-        for keeper in ("_z3_optimizer", "_zero_optimizer"):  # would keep masters and moments alive
-            parameter.__dict__.pop(keeper, None)
-    remove_adapters(model)
-    model.requires_grad_(False)
-    engine.optimizer.optimizer.state.clear()
-    if training.ranks.device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def _digest(plan: TrainingPlan, records: Sequence[Record]) -> str:

@@ -28,9 +28,9 @@ CASES: dict[Case, tuple[dict[str, Any], Action, str, list[str]]] = {
     Case.OTHER_BASE: (
         {"base": "another-fingerprint"},
         Action.REFUSE,
-        "{new} was made from another base model (SHA-256 base-fingerprint…, model.path has another-fingerpr…); "
-        "set model.path to that base again, give another --out, or remove {run}/checkpoints to train from "
-        "scratch",
+        "{new} was made from another base model (SHA-256 base-fingerprint…, model.path has "
+        "another-fingerpr…); set model.path to that base again, give another --out, or remove "
+        "{run}/checkpoints to train from scratch",
         [NEW, OLD],
     ),
     Case.OTHER_LAYERS: (
