@@ -25,8 +25,7 @@ def compare_settings(
     """One entry for each DeepSpeed configuration (those of `ds_configs/` and the config's own) and number of
     ranks: `memory` of `memory.RankMemory`, without and with recompute; the `cards` it fits; `traffic`."""
     from plast_train.runtime.deepspeed_config import deepspeed_names, load_deepspeed_config
-    from plast_train.training.memory import rank_memory
-    from plast_train.training.traffic import step_traffic
+    from plast_train.training.memory import rank_memory, step_traffic
 
     entries = []
     for name in dict.fromkeys([*deepspeed_names(), config.train.deepspeed]):

@@ -128,7 +128,7 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
     """
     from plast_train.data.mixing import some_of_each_template
     from plast_train.data.sampling import plan_training, split_records
-    from plast_train.training.flops_methods import method_flops
+    from plast_train.training.flops import step_flops
 
     train = config.train
     numbers, held_back = split_records(len(data.records), train.validation_records, config.seed)
@@ -160,12 +160,10 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
         labels=fmean(step.labels for step, _ in steps),
         images=fmean(_images(trees) for _, trees in steps),
         useful_flops=fmean(
-            method_flops(shape, s.rows, layers, config.selection.modules, train) for s, _ in steps
+            step_flops(shape, s.rows, layers, config.selection.modules, train) for s, _ in steps
         ),
         recompute_flops=fmean(_recomputed(shape, trees, layers) for _, trees in steps),
-        all_layers_flops=fmean(
-            method_flops(shape, s.rows, everything, "all", whole_layers) for s, _ in steps
-        ),
+        all_layers_flops=fmean(step_flops(shape, s.rows, everything, "all", whole_layers) for s, _ in steps),
         longest_row=max(sum(tree.tokens for tree in row) for row in rows),
         most_labels=max(sum(s.labels for tree in row for s in tree.sequences) for row in rows),
     )

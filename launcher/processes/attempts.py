@@ -2,7 +2,8 @@
 
 An attempt that never ended was lost from outside (a node, a SIGKILL of everything) and says nothing about the
 run. Those that ended by a fault of the run's own are counted: after two in a row at one place of the training
-the next launch goes on from the checkpoint before, after three it is given up with a diagnosis.
+the next launch resumes from the checkpoint before (`checkpoint.resume`), after three the run is given up
+with a diagnosis.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from plast_train.checkpoint.format import checkpoints, set_aside
+from plast_train.checkpoint import resume
 from plast_train.run_folder import RunFolder, publish_text
 
 # Faults of the run's own; `lost`, `interrupted` and `user` are none.
@@ -115,17 +116,11 @@ def faults_in_a_row(attempts: list[Attempt]) -> list[Attempt]:
 
 def go_back(run: RunFolder) -> str | None:
     """After two faults in a row at one step of the training: sets the newest checkpoint aside, so that the
-    run goes on from the one before, and returns the line that says so. To be called under the run's lock."""
+    run resumes from the one before, and returns the sentence for the user. Called under the run's lock."""
     row = faults_in_a_row(read_attempts(run))
     if len(row) != FAULTS_BEFORE_GOING_BACK or row[0].place[0] != "train":
         return None
-    newest = next(iter(checkpoints(run.checkpoints)), None)
-    if newest is None:
-        return None
-    return (
-        f"failed {len(row)} times {_where(*row[0].place)}: the newest checkpoint is set aside as "
-        f"{set_aside(newest)}; going on from the one before"
-    )
+    return resume.go_back(run.checkpoints, _where(*row[0].place))
 
 
 def diagnosis(run: RunFolder) -> str | None:

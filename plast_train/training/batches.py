@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from plast_train.data.packing import PackedRow, RankRow, shard_step
 from plast_train.data.sampling import Step
-from plast_train.lvlm.forward import load_row, row_inputs
+from plast_train.lvlm.forward import load_row
 from plast_train.lvlm.loading import Lvlm
 from plast_train.runtime.distributed import Ranks
 
@@ -43,15 +40,3 @@ def batches(steps: Sequence[Step], lvlm: Lvlm, ranks: Ranks) -> Iterator[Batch]:
             waited = time.monotonic() - began
             ahead = pool.submit(ready, steps[number + 1]) if number + 1 < len(steps) else None
             yield Batch(step, rows, waited)
-
-
-def token_losses(forward: Callable[..., Any], lvlm: Lvlm, row: PackedRow) -> torch.Tensor:
-    """Cross-entropy of each label token, float32 `[labels]` in the order of `PackedRow.targets`, in nats.
-
-    `forward` is the model or the engine around it. Logits are computed where there is a label only.
-    """
-    indices, labels = row.targets()
-    inputs = row_inputs(lvlm.model, row)
-    device = inputs["input_ids"].device
-    logits = forward(**inputs, logits_to_keep=indices.to(device), use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[0].float(), labels.to(device), reduction="none")

@@ -12,17 +12,20 @@ import hashlib
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from plast_train.checkpoint.checkpoints import load_masters
-from plast_train.checkpoint.format import checkpoints, read_manifest
+from plast_train.checkpoint.format import checkpoints
+from plast_train.checkpoint.restore import load_masters
+from plast_train.checkpoint.resume import Case, Verdict, judge
 from plast_train.context import Context
 from plast_train.errors import Diverged, Interrupted, UserError
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
-from plast_train.run_folder import RunFolder, publish_folder, sync_file
+from plast_train.run_folder import publish_folder, sync_file
 from plast_train.runtime.distributed import stop_requested
+from plast_train.runtime.late_files import FileWait
 from plast_train.training.model_card import model_card
 
 # Everything of a base that is not weights and that transformers reads, and its licence.
@@ -46,15 +49,8 @@ def export(context: Context) -> list[Path]:
 
 def _export(context: Context) -> None:
     run, base = context.run, Path(context.base["path"])
-    found = checkpoints(run.checkpoints)
-    if not found:
-        raise UserError(f"{run.checkpoints}: no checkpoint to export; run `plast train` first")
-    masters: Mapping[str, torch.Tensor] = _masters(run, found[0])
-    manifest = read_manifest(found[0])
-    if manifest["base"] != context.base["fingerprint"]:
-        raise UserError(
-            f"{found[0]}: was made from another base than {base}; train with this base, or give that one"
-        )
+    checkpoint, manifest = _newest(context)
+    masters: Mapping[str, torch.Tensor] = load_masters(checkpoint, manifest)
     if context.config.train.method == "lora":
         masters = MergedWeights(base, masters, context.config.train.lora_scale)
     card = model_card(context.config, run, manifest)
@@ -65,19 +61,22 @@ def _export(context: Context) -> None:
     )
 
 
-def _masters(run: RunFolder, checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint. Where it has become unreadable training is no longer done.
-
-    Raises:
-        UserError: it has.
-    """
-    try:
-        return load_masters(checkpoint)
-    except UserError as error:
+def _newest(context: Context) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint, which is whole and of this base, and its manifest."""
+    run, found = context.run, checkpoints(context.run.checkpoints)
+    if not found:
+        raise UserError(f"{Verdict(Case.NONE, run.checkpoints).problem}; run `plast train` first")
+    verdict = judge(found[0], {"base": context.base["fingerprint"]}, FileWait(context.ranks.say))
+    if verdict.case is Case.BROKEN:
+        # Training ended with this checkpoint, so it is no longer done.
         run.forget("train")
         raise UserError(
-            f"{error}; run the same command again: it trains on from the newest whole checkpoint"
-        ) from None
+            f"{verdict.problem}; run the same command again: it resumes training from the newest whole "
+            "checkpoint"
+        )
+    if not verdict.fits:
+        raise UserError(verdict.sentence())
+    return found[0], verdict.manifest
 
 
 def write_export(

@@ -17,6 +17,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plast_train.config import TrainConfig
 from plast_train.data.token_tree import TokenTree
 
 # What `selection.modules` trains of a decoder layer (lvlm.freezing).
@@ -107,13 +108,35 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 
 def visible_pairs(trees: Sequence[TokenTree]) -> int:
     """Pairs (query, key) of a packed row in which the query sees the key, itself included."""
-    return sum(_tree_pairs(tree) for tree in trees)
+    pairs = 0
+    for tree in trees:
+        branches = [s.length - tree.prefix for s in tree.sequences]
+        pairs += tree.prefix * (tree.prefix + 1) // 2
+        pairs += sum(branch * tree.prefix + branch * (branch + 1) // 2 for branch in branches)
+    return pairs
 
 
-def _tree_pairs(tree: TokenTree) -> int:
-    prefix = tree.prefix
-    branches = [s.length - prefix for s in tree.sequences]
-    return prefix * (prefix + 1) // 2 + sum(b * prefix + b * (b + 1) // 2 for b in branches)
+def step_flops(
+    shape: ModelShape,
+    rows: Sequence[Sequence[TokenTree]],
+    selected_layers: Collection[int],
+    modules: str,
+    train: TrainConfig,
+) -> float:
+    """Useful operations of one optimizer step over all its packed rows, on all ranks together."""
+    return sum(
+        row_flops(
+            shape,
+            tokens=sum(tree.tokens for tree in trees),
+            pairs=visible_pairs(trees),
+            labels=sum(s.labels for tree in trees for s in tree.sequences),
+            images=sum(tree.image is not None for tree in trees),
+            selected_layers=selected_layers,
+            modules=modules,
+            train=train,
+        )
+        for trees in rows
+    )
 
 
 def row_flops(
@@ -124,18 +147,47 @@ def row_flops(
     images: int,
     selected_layers: Collection[int],
     modules: str,
+    train: TrainConfig,
 ) -> float:
     """Useful operations of one training pass, forward and backward, over a packed row.
 
     `tokens` are the row's (image tokens among them), `pairs` from `visible_pairs`, `labels` the positions
-    with a loss, `modules` as in `selection.modules`.
+    with a loss, `modules` as in `selection.modules`, `train` says by which method they are trained.
     """
     parts = TRAINED_PARTS[modules]
-    return (
-        forward_flops(shape, tokens, pairs, labels, images)
-        + input_gradient_flops(shape, tokens, pairs, labels, selected_layers, parts)
-        + weight_gradient_flops(shape, tokens, selected_layers, parts)
-    )
+    forward = forward_flops(shape, tokens, pairs, labels, images)
+    if train.method == "lora":
+        assert train.lora_rank is not None
+        # Adapters add a forward pass and gradients of inputs and of weights: 2 operations each per token
+        # and weight. Norms are not adapted, and no gradient is needed through the inputs of the lowest A
+        # matrices:
+        # those of q, k and v, or, where only FFNs are adapted, of gate and up.
+        adapters = adapter_weights(shape.decoder, modules, train.lora_rank)
+        lowest_first = train.lora_rank * shape.decoder.hidden * (2 if modules == "ffn" else 3)
+        return (
+            forward
+            + input_gradient_flops(shape, tokens, pairs, labels, selected_layers, parts - {"norms"})
+            + 6.0 * tokens * adapters * len(selected_layers)
+            - 2.0 * tokens * lowest_first
+        )
+    layers = input_gradient_flops(shape, tokens, pairs, labels, selected_layers, parts)
+    layers += weight_gradient_flops(shape, tokens, selected_layers, parts)
+    if train.method == "full":
+        # Gradients of the head's weights at the labels; of the projector's two matrices, and through its
+        # second.
+        width, patches = shape.decoder.hidden, images * shape.image_tokens
+        layers += 2.0 * labels * width * shape.decoder.vocab
+        layers += 2.0 * patches * (shape.vision.hidden * width + 2 * width * width)
+    return forward + layers
+
+
+def adapter_weights(decoder: DecoderShape, modules: str, rank: int) -> int:
+    """Parameters of one layer's adapters: rank times inputs plus outputs of each linear layer."""
+    hidden, width, kv = decoder.hidden, decoder.attention_width, decoder.kv_heads * decoder.head_dim
+    attention = 2 * (hidden + width) + 2 * (hidden + kv)
+    ffn = 3 * (hidden + decoder.intermediate)
+    parts = TRAINED_PARTS[modules]
+    return rank * (("attention" in parts) * attention + ("ffn" in parts) * ffn)
 
 
 def forward_flops(shape: ModelShape, tokens: int, pairs: int, labels: int, images: int) -> float:

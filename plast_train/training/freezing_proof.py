@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import Module, Parameter
@@ -11,9 +11,7 @@ from torch.nn import Module, Parameter
 from plast_train.checkpoint.partitions import owned_ranges
 from plast_train.lvlm.lora import is_second
 from plast_train.runtime.distributed import Ranks
-
-if TYPE_CHECKING:
-    from plast_train.training.loop import Training
+from plast_train.training.state import Training
 
 
 def shape_of(parameter: Parameter) -> list[int]:
@@ -69,14 +67,11 @@ def require_gradients(training: Training, steps: int) -> None:
         owned.name for owned in owned_ranges(training.engine, training.trained) if bool(owned.views[1].any())
     ]
     seen = {name for part in training.ranks.gather(here) for name in part}
-    if missing := _with_gradient(training, steps) - seen:
-        raise RuntimeError(f"trained tensors got no gradient: {sorted(missing)}")
-
-
-def _with_gradient(training: Training, steps: int) -> set[str]:
-    """While every B of LoRA is zero, no A has a gradient."""
+    # While every B of LoRA is zero, no A has a gradient: they are expected from the second step on.
     only_second = training.config.train.method == "lora" and steps == 1
-    return {name for name in training.trained if is_second(name) or not only_second}
+    expected = {name for name in training.trained if is_second(name) or not only_second}
+    if missing := expected - seen:
+        raise RuntimeError(f"trained tensors got no gradient: {sorted(missing)}")
 
 
 def _hash(tensor: torch.Tensor) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from plast_train.run_folder import publish_text
+from plast_train.training.batches import Batch
 
 # Peak dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets. First match wins.
 PEAK_FLOPS = {
@@ -78,18 +79,18 @@ class Meters:
 
 
 def rates(
-    seconds: float, waited: float, samples: int, tokens: int, flops: float, device: torch.device, world: int
+    seconds: float, batch: Batch, flops: float, device: torch.device, world: int
 ) -> dict[str, float | None]:
-    """Speeds of a step of all ranks that took `seconds`, `waited` of them for data. `flops` are the useful
-    ones of the whole step; MFU is their share of the devices' peak (Chowdhery et al. 2022, PaLM, app. B)."""
+    """Speeds of a step of all ranks that took `seconds`. `flops` are the useful ones of the whole step; MFU
+    is their share of the devices' peak (Chowdhery et al. 2022, PaLM, app. B)."""
     peak = peak_flops(device)
     return {
         "seconds": seconds,
-        "samples_per_second": samples / seconds,
-        "tokens_per_second": tokens / seconds,
+        "samples_per_second": batch.step.samples / seconds,
+        "tokens_per_second": batch.step.tokens / seconds,
         "useful_flops_per_second": flops / seconds,
         "mfu": flops / seconds / (peak * world) if peak else None,
-        "data_wait_share": waited / seconds,
+        "data_wait_share": batch.waited / seconds,
         "peak_memory_bytes": peak_memory(device),
     }
 

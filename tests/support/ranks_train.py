@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
-from plast_train.checkpoint.checkpoints import host_memory, snapshot
+from plast_train.checkpoint.save import host_memory, snapshot
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.errors import Diverged, Interrupted, UserError
@@ -23,6 +23,7 @@ from plast_train.runtime import late_files
 from plast_train.runtime.deepspeed_config import load_deepspeed_config
 from plast_train.runtime.distributed import end_ranks, start_ranks
 from plast_train.training import loop
+from plast_train.training.state import Training
 from plast_train.training.train import train
 
 
@@ -38,12 +39,12 @@ def infinite_gradient(run: Path) -> Iterator[None]:
         found.register_hook(lambda gradient: gradient * math.inf)
         return found
 
-    def watched(training: loop.Training, step: int, batch: Any) -> float:
+    def watched(training: Training, step: int, batch: Any) -> float:
         broken = step == wanted and training.ranks.rank == 1
         with patch.object(loop, "token_losses", infinite if broken else losses):
             return forward_backward(training, step, batch)
 
-    def saving(training: loop.Training, step: int) -> float:
+    def saving(training: Training, step: int) -> float:
         try:
             return finite_norm(training, step)
         except Diverged:

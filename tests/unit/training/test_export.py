@@ -15,7 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from plast_train.checkpoint.checkpoints import Identity, Snapshot, write
+from plast_train.checkpoint.format import Identity
+from plast_train.checkpoint.save import Snapshot, write
 from plast_train.config import Config
 from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.families import FAMILIES
@@ -242,12 +243,11 @@ def context(tmp_path: Path) -> SimpleNamespace:
     described, run, ranks = describe_base(base), RunFolder(tmp_path / "run"), OneRank()
     shapes = {name: list(tensor.shape) for name, tensor in masters.items()}
     state = {f"{name}@0": t.flatten().repeat(3, 1) for name, t in masters.items()}
-    identity = Identity(described["fingerprint"], LAYERS, "all", shapes)
+    identity = Identity(described["fingerprint"], LAYERS, "all", shapes, {})
     write(
         Snapshot(7, 2, state | {"rng.cpu": torch.get_rng_state()}),
         run.checkpoints,
         identity,
-        {},
         ranks,
         keep=2,
     )
@@ -327,5 +327,5 @@ def test_stage_refuses_a_torn_checkpoint(context, monkeypatch):
 
 def test_stage_without_a_checkpoint_says_so(context):
     context.run = RunFolder(context.run.path.parent / "empty")
-    with pytest.raises(UserError, match="no checkpoint to export"):
+    with pytest.raises(UserError, match="holds no checkpoint"):
         export(context)

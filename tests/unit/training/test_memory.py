@@ -27,8 +27,8 @@ from plast_train.training.memory import (
     logits_bytes,
     model_states,
     rank_memory,
+    step_traffic,
 )
-from plast_train.training.traffic import step_traffic
 
 TOKENS = 64
 SIZES = {
