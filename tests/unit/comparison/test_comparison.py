@@ -20,7 +20,7 @@ from plast_train.comparison.variants import Variant
 from plast_train.config import Config, dump_config, load_config
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, sha256_of
-from plast_train.scoring.scores import compare_all
+from plast_train.scoring.comparisons import compare_all
 from plast_train.stages import needed_by, record_hash, settings_of
 
 RULE = "parrot2024"
