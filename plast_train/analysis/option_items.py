@@ -24,7 +24,7 @@ from plast_train.data.token_tree import Key, TokenTree, build_tree, split_tree
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
 from plast_train.scoring.questions import Question, letter_tokens, questions_of
-from plast_train.scoring.scores import option_logits_right
+from plast_train.scoring.records import option_logits_right
 from plast_train.tasks.benchmarks import Benchmark
 from plast_train.tasks.multiple_choice import CIRCULAR_STEP
 
