@@ -117,8 +117,9 @@ def join_rendezvous(address: str, port: int, node: int, num_nodes: int, seconds:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"node 1 of {num_nodes} (NODE_RANK=0) did not answer at {address}:{port} "
-                    f"within {seconds:.0f} s ({error.strerror or error}); look at that machine's own output; if it "
-                    "is running, open the port between the machines or set MASTER_ADDR to an address all reach"
+                    f"within {seconds:.0f} s ({error.strerror or error}); look at that machine's own output; "
+                    "if it is running, open the port between the machines, or set MASTER_ADDR to an address "
+                    "that all reach"
                 ) from None
         time.sleep(0.2)
     return Rendezvous(TCPStore(address, port, timeout=timedelta(seconds=CLOCK_SECONDS)), node, num_nodes)
