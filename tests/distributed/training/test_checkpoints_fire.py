@@ -325,7 +325,7 @@ def test_a_file_shown_late_is_waited_for(two: Path, late: str) -> None:
     found = newest_whole(two, said.append)
     timer.join()
     assert found is not None and found.name == NEW
-    assert len(said) == 1 and f"{two / NEW / late} is not all there yet; waiting up to 70 s" in said[0]
+    assert len(said) == 1 and f"{two / NEW / late} is not complete yet; waiting up to 70 s" in said[0]
 
 
 def test_a_file_shown_in_part_is_waited_for(two: Path) -> None:
