@@ -37,7 +37,7 @@ TIMEOUT = 300
 
 @dataclass(frozen=True)
 class Outcome:
-    """`verdict` is killed, timeout (which also kills), survived, equivalent, or error if pytest cannot run."""
+    """`verdict`: killed, timeout (which also kills), survived, equivalent, or error if pytest cannot run."""
 
     name: str
     file: str

@@ -11,7 +11,6 @@ from plast_train.lvlm.architectures import count_parameters, read_architecture
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.loading import load_text_side, make_prompter
 from plast_train.neurons.strategies import fixed_layers, usual_number
-from plast_train.run_folder import RunFolder
 
 
 class BaseModel:
