@@ -159,9 +159,8 @@ def row_flops(
     if train.method == "lora":
         assert train.lora_rank is not None
         # Adapters add a forward pass and gradients of inputs and of weights: 2 operations each per token
-        # and weight. Norms are not adapted, and no gradient is needed through the inputs of the lowest A
-        # matrices:
-        # those of q, k and v, or, where only FFNs are adapted, of gate and up.
+        # and weight. Norms are not adapted. No gradient is needed through the inputs of the lowest A
+        # matrices: those of q, k and v, or, where only FFNs are adapted, of gate and up.
         adapters = adapter_weights(shape.decoder, modules, train.lora_rank)
         lowest_first = train.lora_rank * shape.decoder.hidden * (2 if modules == "ffn" else 3)
         return (
