@@ -36,7 +36,7 @@ STEPS = 2
 WORLDS = (1, 2, 3)
 # No clipping, a limit below every norm and one above.
 OFF, BELOW, ABOVE = CLIPS = (0.0, 0.25, 1e3)
-# Ranks, ZeRO stage, limit. The norm is that before clipping, so the limit below it tests both for every stage.
+# Ranks, ZeRO stage, limit. The reported norm is that before clipping, so one below the norm tests both.
 WAYS = [(world, zero, BELOW) for world in WORLDS for zero in (1, 2, 3)]
 WAYS += [(1, 2, OFF), (2, 1, OFF), (2, 2, OFF), (2, 3, OFF), (3, 2, OFF), (2, 2, ABOVE)]
 TOLERANCE = 1e-3
