@@ -172,7 +172,7 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
         typical = [step for step in plan.steps if step.samples == max(s.samples for s in plan.steps)]
     rows = [row for step in typical for row in step.rows]
     trees_by_step = [[tree for row in step.rows for tree in row] for step in typical]
-    everything, whole_layers = range(shape.decoder.layers), train.model_copy(update={"method": "layers"})
+    everything, whole_layers = range(shape.decoder.num_layers), train.model_copy(update={"method": "layers"})
     return TrainingWork(
         records=len(numbers),
         validation_records=len(held_back),

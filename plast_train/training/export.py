@@ -1,7 +1,7 @@
-"""The stage `export`: the base's folder again, with the trained tensors, or those that LoRA adapters were
+"""The stage `export`: a copy of the base's folder with the trained tensors, or those that LoRA adapters were
 merged into, in place of the base's.
 
-A weight file is copied byte for byte and only the ranges that hold trained tensors are written over, so
+A weight file is copied byte for byte and only the ranges that hold trained tensors are overwritten, so
 names, order, sharding and every other tensor are the base's by construction, and memory holds the trained
 tensors alone.
 """
@@ -39,7 +39,7 @@ def export(context: Context) -> list[Path]:
 
     Raises:
         Diverged: on every rank; a trained weight is not finite.
-        UserError: on every rank; no checkpoint, a broken one (which the next run replaces), or one of
+        UserError: on every rank; there is no checkpoint, or it is broken (the next run replaces it) or of
             another base.
         Interrupted: on every rank; a stop signal came.
     """
@@ -99,9 +99,9 @@ def write_export(
         read = _copy(file, copy)
         if hashes.get(file.name, read) != read:
             raise UserError(
-                f"{file}: is not the file the run began with; put that one back, or begin a new run"
+                f"{file}: is not the file that the run started with; put that file back, or start a new run"
             )
-        _write_over(copy, {name: at for name, at in stored.items() if at.file == file}, masters)
+        _overwrite(copy, {name: at for name, at in stored.items() if at.file == file}, masters)
         sync_file(copy)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     sync_file(temporary / "README.md")
@@ -109,7 +109,7 @@ def write_export(
 
 
 def check_export(base: Path, export: Path, trained: Collection[str]) -> int:
-    """Reads both folders again and returns how many tensors differ.
+    """Compares the written export with the base and returns how many tensors differ.
 
     Raises:
         RuntimeError: a file, a header or a tensor that is not among `trained` (parameter names) differs.
@@ -158,19 +158,19 @@ def _copy(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_over(file: Path, places: Mapping[str, StoredTensor], masters: Mapping[str, torch.Tensor]) -> None:
+def _overwrite(file: Path, places: Mapping[str, StoredTensor], masters: Mapping[str, torch.Tensor]) -> None:
     with file.open("r+b") as writer:
         for name, stored in places.items():
             master = masters[name]
             if stored.dtype not in _DTYPES or stored.shape != tuple(master.shape):
                 raise UserError(
-                    f"{stored.file}: {stored.key} is {stored.dtype} {stored.shape}; trained was "
-                    f"{tuple(master.shape)}, and {', '.join(_DTYPES)} can be written"
+                    f"{stored.file}: {stored.key} is {stored.dtype} {stored.shape}; the trained tensor has "
+                    f"shape {tuple(master.shape)}, and only {', '.join(_DTYPES)} can be written"
                 )
             values = master.to(_DTYPES[stored.dtype]).contiguous()
             if not bool(values.isfinite().all()):
                 raise Diverged(
-                    f"{stored.key}: a trained weight is not finite in {stored.dtype}; the training diverged"
+                    f"{stored.key}: a trained weight is not finite in {stored.dtype}: the training diverged"
                 )
             writer.seek(stored.start)
             writer.write(values.view(torch.uint8).numpy().tobytes())
@@ -191,4 +191,4 @@ def _same_bytes(one: Path, other: Path, start: int, stop: int) -> bool:
 
 def _stop_if_asked() -> None:
     if stop_requested():
-        raise Interrupted("export: stopped by a signal; it is begun anew")
+        raise Interrupted("export: stopped by a signal; the next run starts it over")

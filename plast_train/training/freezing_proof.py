@@ -23,12 +23,13 @@ def describe_freezing(model: Module, trained: dict[str, Parameter]) -> dict[str,
     """Names and counts of what is trained and what is not, and the trained fraction.
 
     Raises:
-        RuntimeError: gradients are switched on for other parameters than the trained ones.
+        RuntimeError: gradients are enabled for other parameters than the trained ones.
     """
     with_gradient = {name for name, p in model.named_parameters() if p.requires_grad}
     if with_gradient != set(trained):
         raise RuntimeError(
-            f"gradients are on for {sorted(with_gradient ^ set(trained))} against the selection"
+            "gradients are not enabled for exactly the selected tensors; these differ: "
+            f"{sorted(with_gradient ^ set(trained))}"
         )
     total = sum(torch.Size(shape_of(p)).numel() for p in model.parameters())
     elements = sum(torch.Size(shape_of(p)).numel() for p in trained.values())
@@ -57,8 +58,8 @@ def require_unchanged(before: dict[str, str], after: dict[str, str], ranks: Rank
 
 
 def require_gradients(training: Training, steps: int) -> None:
-    """Checks that the first `steps` steps gave every trained tensor a gradient: after a first one Adam's
-    first moment is (1 - β₁) times it.
+    """Checks that the first `steps` steps gave every trained tensor a gradient. Adam's first moment shows it:
+    it is a decaying mean of all gradients so far.
 
     Raises:
         RuntimeError: names the tensors whose gradient was zero in every element.

@@ -1,4 +1,4 @@
-"""What a run tells about itself while it trains: metrics.jsonl and TensorBoard, written by rank 0."""
+"""What a run reports while it trains: metrics.jsonl and TensorBoard, written by rank 0."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 from plast_train.run_folder import publish_text
 from plast_train.training.batches import Batch
 
-# Peak dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets. First match wins.
+# Peak dense bf16 FLOP/s by a part of the device's name, from the vendors' data sheets. The first match
+# wins, so a name comes before those that it contains.
 PEAK_FLOPS = {
     "B200": 2.25e15,
     "H200": 9.89e14,
@@ -33,7 +34,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of one device, None where it is not known."""
+    """Peak bf16 FLOP/s of one device, None where it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -49,8 +50,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Lets `peak_memory` count from now on: a process may train several models in turn. What Linux does not
-    let a process reset keeps its peak."""
+    """Makes `peak_memory` count from now on: a process may train several models in turn. Where Linux does not
+    let a process reset it, the old peak stays."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -59,7 +60,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 class Meters:
-    """Writes one line a step. Lines after `start`, left by a run that was killed, are removed, so that no
+    """Writes one line per step. Lines after `start`, left by a run that was killed, are removed, so that no
     step appears twice."""
 
     def __init__(self, metrics: Path, tensorboard: Path, start: int) -> None:

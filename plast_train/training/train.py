@@ -46,10 +46,10 @@ from plast_train.training.state import Training
 
 def train(context: Context) -> list[Path]:
     """Trains from the base or the newest checkpoint to the end of the plan. The model keeps the trained
-    weights, all of them frozen; LoRA adapters are taken off again and are in the checkpoint alone.
+    weights, all of them frozen; LoRA adapters are removed again and are only in the checkpoint.
 
     Raises:
-        Diverged: see `run_loop`; the model is left as after the end.
+        Diverged: see `run_loop`; the model is released as after the end.
         UserError: see `run_loop`, `resume.choose`, `save.write`.
         Interrupted: stopped by a signal, after saving.
     """
@@ -82,7 +82,7 @@ def train(context: Context) -> list[Path]:
 
     require_gradients(training, len(training.plan.steps))
     require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
-    ranks.say(f"frozen tensors are unchanged to the bit ({len(before)} compared by SHA-256)")
+    ranks.say(f"frozen tensors are unchanged bit for bit ({len(before)} compared by SHA-256)")
     proof |= {"frozen_tensors_unchanged": len(before), "every_trained_tensor_had_a_gradient": True}
     record = run.path / "freezing.json"
     if ranks.is_first:
@@ -182,7 +182,7 @@ def _resume(training: Training) -> int:
 
 @contextmanager
 def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
-    """Keeps no activations inside the layers that carry a gradient; the ones below carry none anyway."""
+    """Recomputes activations inside the layers that carry a gradient; the ones below keep none anyway."""
     carrying: list[Any] = lvlm.family.layers(lvlm.model)[min(layers) :]
     for layer in carrying:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -190,11 +190,11 @@ def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
         yield
     finally:
         for layer in carrying:
-            del layer.forward  # the class's own again
+            del layer.forward  # uncovers the class's own
 
 
 def _digest(plan: TrainingPlan, records: Sequence[Record]) -> str:
-    """SHA-256 of what every row of every step holds, in order, pictures included."""
+    """SHA-256 of what every row of every step holds, in order, images included."""
     digest = hashlib.sha256()
     for step in plan.steps:
         content: list[Any] = [

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -57,12 +58,26 @@ def infinite_gradient(run: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_world() -> Iterator[None]:
+    """Weighs the loss as if there were one rank."""
+    forward_backward = loop._forward_backward
+
+    def wrong(training: Training, step: int, batch: Any) -> float:
+        return forward_backward(replace(training, ranks=replace(training.ranks, world=1)), step, batch)
+
+    with patch.object(loop, "_forward_backward", wrong):
+        yield
+
+
 def main(runs: list[str]) -> int:
     late_files.SECONDS_TO_SEE = 0.5  # what is missing here does not come late
     ranks = start_ranks(Path(runs[0]) / "logs")
     for run in map(Path, runs):
         config = load_config(str(run / "config.yaml"))
         broken = infinite_gradient(run) if (run / "infinite_gradient.txt").exists() else nullcontext()
+        if (run / "without_world.txt").exists():
+            broken = without_world()
         try:
             with broken:
                 train(Context(config, RunFolder(run), ranks, load_deepspeed_config(config)))

@@ -182,7 +182,7 @@ def test_another_base_under_the_same_name_is_refused(tmp_path):
     known, masters = hashes(base), made_up_masters(base)
     shard = sorted(base.glob("*.safetensors"))[-1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(UserError, match=f"{shard.name}: is not the file the run began with"):
+    with pytest.raises(UserError, match=f"{shard.name}: is not the file that the run started with"):
         write_export(base, known, masters, tmp_path / "export", "card")
     assert not (tmp_path / "export").exists()
 

@@ -116,7 +116,7 @@ def test_full_flops_are_those_torch_counts() -> None:
 
 def test_vision_layers_above_the_one_that_is_used_are_no_useful_work() -> None:
     used, all_layers = (shape_of(small_llava(layer).config.to_dict()) for layer in (-2, -1))
-    assert (used.vision.layers, all_layers.vision.layers) == (2, 3)
+    assert (used.vision.num_layers, all_layers.vision.num_layers) == (2, 3)
     one_layer = 2 * 37 * (4 * 64**2 + 2 * 64 * 128) + 4 * 37**2 * 64
     assert image_flops(all_layers) - image_flops(used) == one_layer
 
@@ -184,6 +184,6 @@ def test_an_empty_row_costs_nothing() -> None:
 
 
 def test_known_architectures_have_the_sizes_of_their_models() -> None:
-    layers = {name: shape_of(read_architecture(None, name)).decoder.layers for name in KNOWN}
+    layers = {name: shape_of(read_architecture(None, name)).decoder.num_layers for name in KNOWN}
     assert layers == {"llava-hf/llava-1.5-7b-hf": 32, "llava-hf/llava-1.5-13b-hf": 40}
     assert vicuna_7b().image_tokens == 576
