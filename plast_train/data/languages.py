@@ -69,7 +69,8 @@ _TAG = re.compile(
 
 
 def english_first(languages: Iterable[str]) -> list[str]:
-    """The languages as every table shows them: English first, the others by their codes."""
+    """The order of languages in every table and plot: English, which the others are compared with, then the
+    others by their codes."""
     return sorted(languages, key=lambda language: (language != ENGLISH, language))
 
 
