@@ -86,7 +86,7 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
                 try:
                     records.append(json.loads(line))
                 except ValueError as error:
-                    raise UserError(f"{part}:{number}: not JSON ({error}); delete the line") from None
+                    raise UserError(f"{part}:{number}: not JSON ({error}); remove the line") from None
     return records
 
 
