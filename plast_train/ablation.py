@@ -10,14 +10,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from plast_train.comparison.plan import STAGES
 from plast_train.comparison.sharing import share
 from plast_train.context import Context, context_of
 from plast_train.errors import Diverged
-from plast_train.evaluation.stage import names_of_changed
-from plast_train.lvlm.attention import implementation_for
+from plast_train.lvlm.attention import implementation_for, set_attention
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.weights import load_weights
 from plast_train.pipeline import run_stages
@@ -55,9 +53,8 @@ def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
 def _as_loaded(context: Context) -> None:
     """Gives the model the base's weights and attention back."""
     lvlm = context.lvlm
-    load_weights(lvlm, lvlm.path, names_of_changed(context), context.ranks)
-    set_attention: Any = lvlm.model.set_attn_implementation
-    set_attention({"text_config": implementation_for(context.ranks.device), "vision_config": "sdpa"})
+    load_weights(lvlm, lvlm.path, context.changed_parameters(), context.ranks)
+    set_attention(lvlm.model, implementation_for(context.ranks.device))
 
 
 def main(arguments: Sequence[str]) -> int:

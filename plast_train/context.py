@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from torch.nn import Parameter
+
 from plast_train.config import Config, load_config
 from plast_train.data.questions import Record
+from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm, load_lvlm
 from plast_train.lvlm.prompts import Prompter
 from plast_train.run_folder import RunFolder, read_json, sha256_of
@@ -58,6 +61,14 @@ class Context:
     @cached_property
     def prompter(self) -> Prompter:
         return self.lvlm.prompter(self.config.data.languages)
+
+    def changed_parameters(self) -> dict[str, Parameter]:
+        """The base's parameters that training changes, by name; only after the stage `select`."""
+        selection, lvlm = read_json(self.run.selection), self.lvlm
+        layers, modules = selection["selected_layers"], selection["modules"]
+        return changed_weights(
+            lvlm.model, lvlm.family, layers, modules, self.config.train, self.trains_projector
+        )
 
 
 def context_of(run: RunFolder, ranks: Ranks) -> Context:

@@ -18,9 +18,8 @@ import pytest
 import torch
 from support.paths import ROOT
 
-from plast_train.config import ModelConfig
-from plast_train.evaluation.answering import CLOSE, _near_ties
-from plast_train.evaluation.evaluate import evaluate
+from plast_train.config import EvaluateConfig, ModelConfig
+from plast_train.evaluation.answering import NEAR_TIE, answer_benchmarks, near_ties
 from plast_train.evaluation.predictions import key_of, read_parts
 from plast_train.lvlm.loading import describe_base, load_lvlm, resolve_base
 from plast_train.runtime.distributed import end_ranks, start_ranks
@@ -81,7 +80,7 @@ def test_replies_do_not_depend_on_ranks_and_batch_size(answers: dict[Any, dict[A
             if record["option_logits"]:
                 gaps = [abs(record["option_logits"][x] - other["option_logits"][x]) for x in other["options"]]
                 moved = max(moved, *gaps)
-    assert moved < CLOSE / 4  # what makes the promise hold: batching moves logits by far less
+    assert moved < NEAR_TIE / 4  # what makes the promise hold: batching moves logits by far less
 
 
 def test_the_same_batches_give_the_same_logits_on_any_ranks(answers: dict[Any, dict[Any, Any]]) -> None:
@@ -91,10 +90,10 @@ def test_the_same_batches_give_the_same_logits_on_any_ranks(answers: dict[Any, d
 
 def test_near_ties_before_the_end_of_a_reply() -> None:
     """Four questions, three steps; token 9 ends a reply."""
-    clear, near = [0.0, 5.0, 1.0], [0.0, 5.0, 5.0 - CLOSE / 2]
+    clear, near = [0.0, 5.0, 1.0], [0.0, 5.0, 5.0 - NEAR_TIE / 2]
     steps = [[clear, near, clear, clear], [clear, clear, clear, near], [clear, clear, near, clear]]
     generated = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 9, 0], [1, 9, 0]])
-    found = _near_ties(tuple(map(torch.tensor, steps)), generated, [9])
+    found = near_ties(tuple(map(torch.tensor, steps)), generated, [9])
     assert found == [False, True, False, True]  # the third's tie comes after its end, the fourth's is its end
 
 
@@ -106,15 +105,14 @@ def main(open_questions: Path, shared: Path, out: Path) -> None:
     tables = [folder / f"mmmb_style_{language}.tsv" for language in LANGUAGES]
     benchmarks = read_benchmarks([*tables, open_questions], shared / "data")
     for size in BATCH_SIZES:
-        evaluate(
+        answer_benchmarks(
             lvlm,
             benchmarks,
+            EvaluateConfig(batch_size=size, max_new_tokens=8),
             name="tiny",
+            weights="",
             parts=out / str(size),
-            settings={},
             ranks=ranks,
-            batch_size=size,
-            max_new_tokens=8,
             synced=False,
         )
 

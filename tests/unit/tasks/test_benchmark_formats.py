@@ -15,7 +15,7 @@ import pytest
 
 from launcher.cli import main
 from plast_train.errors import UserError
-from plast_train.evaluation.answering import Answer, record_of
+from plast_train.evaluation.answering import record_of
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import questions_of
@@ -68,7 +68,7 @@ def made_up(benchmark: Benchmark) -> list[dict[str, Any]]:
                 question.item.index % 4
             ]
             logits = {x: float((ord(x) * prime + question.item.index) % 17) for x in letters}
-            records.append({"model": model, **record_of(question, Answer(reply, logits, close=False))})
+            records.append({"model": model, **record_of(question, reply, logits)})
     return records
 
 
