@@ -214,7 +214,7 @@ def _runnable(config: Config, data: Data, records: list[list[TokenSequence]]) ->
         tokens_per_row=config.train.tokens_per_row,
         max_positions=data.positions,
         image_token_id=data.prompter.image_token,
-        image_tokens=data.prompter.image_tokens,
+        image_tokens=data.prompter.num_image_tokens,
     )
     kept = set(usable)
     return [sequences for sequences in records if sequences[0].key.record in kept]

@@ -13,7 +13,7 @@ from plast_train.checkpoint.checkpoints import load_masters
 from plast_train.checkpoint.format import BrokenCheckpoint, checkpoints, read_manifest
 from plast_train.context import Context
 from plast_train.errors import UserError
-from plast_train.lvlm.attention import implementation_for
+from plast_train.lvlm.forward import implementation_for
 from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import MergedWeights

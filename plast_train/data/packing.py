@@ -38,7 +38,7 @@ class PackedRow:
     """One row of several trees; tensors are `[tokens]` int64.
 
     `position_ids` restart at the prefix's end in each branch. `tree` numbers the trees, `branch` is 0 in a
-    prefix and 1, 2, … in its branches: together they say what a token may see (`lvlm.attention`).
+    prefix and 1, 2, … in its branches: together they say what a token may see (`lvlm.forward`).
     """
 
     input_ids: torch.Tensor

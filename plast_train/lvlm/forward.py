@@ -1,4 +1,4 @@
-"""Running packed rows through the model, whole or partitioned."""
+"""Running packed rows through the model, whole or partitioned: inputs, who may see whom, weights in place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from plast_train.data.packing import PackedRow
-from plast_train.lvlm.attention import attention_mask
+
+
+def implementation_for(device: torch.device) -> str:
+    """The attention implementation rows are run with: block-sparse on CUDA, dense masks elsewhere."""
+    return "flex_attention" if device.type == "cuda" else "sdpa"
 
 
 def row_inputs(model: nn.Module, row: PackedRow, pixels: torch.Tensor | None) -> dict[str, Any]:
@@ -30,6 +34,37 @@ def row_inputs(model: nn.Module, row: PackedRow, pixels: torch.Tensor | None) ->
     if pixels is not None:
         inputs["pixel_values"] = pixels.to(device, dtype)
     return inputs
+
+
+def attention_mask(row: PackedRow, implementation: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """The row's mask in the form the model's attention implementation takes.
+
+    For `flex_attention` a `BlockMask`; otherwise an additive mask `[1, 1, tokens, tokens]` of `dtype`, 0
+    where a query (third axis) may see a key (fourth axis) and the dtype's minimum where it may not.
+    """
+    tree, branch = row.tree.to(device), row.branch.to(device)
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def visible(_b: Any, _h: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return _visible(tree, branch, query, key)
+
+        length = len(tree)
+        return create_block_mask(visible, None, None, length, length, device=str(device))
+    index = torch.arange(len(tree), device=device)
+    seen = _visible(tree, branch, index[:, None], index[None, :])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return mask[None, None]
+
+
+def _visible(
+    tree: torch.Tensor, branch: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
+    """The one rule, elementwise over broadcast index tensors: a token sees its own tree's prefix (branch 0)
+    and its own branch, up to itself."""
+    same_tree = tree[query] == tree[key]
+    own_branch = (branch[key] == 0) | (branch[key] == branch[query])
+    return same_tree & own_branch & (key <= query)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from plast_train.config import TrainConfig
 from plast_train.data.packing import pack_row
 from plast_train.data.token_tree import Key, TokenSequence, build_tree
 from plast_train.lvlm.architectures import KNOWN, read_architecture
-from plast_train.lvlm.attention import attention_mask
 from plast_train.lvlm.families import FAMILIES
+from plast_train.lvlm.forward import attention_mask
 from plast_train.lvlm.freezing import all_parameters, freeze_all_but
 from plast_train.lvlm.lora import add_adapters
 from plast_train.training.flops import (
