@@ -108,8 +108,8 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def is_done(self, stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> bool:
-        """Whether the stage is finished with exactly these settings and inputs, and its outputs are as it left
-        them."""
+        """Whether the stage is finished with exactly these settings and inputs, and its outputs are
+        unchanged."""
         record = self.record(stage)
         if record is None or record["settings"] != settings or record["inputs"] != inputs:
             return False
@@ -219,6 +219,6 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where everything that can be recreated is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
+    """Where all that can be recreated is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
     return Path(os.environ.get("PLAST_CACHE", default))

@@ -1,9 +1,9 @@
 """One record per model family: where its parts are, how a chat is written, how many tokens an image takes.
 
 To add a family, add a `Family` to `FAMILIES` under its config.json's `model_type`. Nothing else in the
-program names a module's path. What a family must have: a vision tower, a decoder whose module has the list `layers`,
-in each of these an FFN with a gate (`act(W_gate x)`) whose activation is a module of its own, and one
-placeholder token that stands for an image in the text and is repeated once for each of the image's tokens.
+program names a module's path. What a family must have: a vision tower; a decoder with the list
+`layers`, in each of these an FFN with a gate (`act(W_gate x)`) whose activation is a module of its own; and
+one placeholder token for an image in the text, repeated once for each of the image's tokens.
 """
 
 from __future__ import annotations
