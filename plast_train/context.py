@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""What every stage receives: the config, the run folder, the ranks, and the model once it is needed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Context:
 
     @property
     def partitioned(self) -> bool:
-        """Whether the weights are spread over the ranks (ZeRO-3)."""
+        """Whether the weights are partitioned over the ranks (ZeRO-3)."""
         return bool(self.deepspeed["zero_optimization"]["stage"] == 3)
 
     @cached_property
@@ -72,7 +72,13 @@ class Context:
 
 
 def context_of(run: RunFolder, ranks: Ranks) -> Context:
-    """What rank 0 has read: the launchers of other machines may have seen the folder later, or as it was."""
+    """The context of this rank, from the files as rank 0 reads them.
+
+    Raises:
+        UserError: a machine does not get to see the same files.
+    """
+    # A shared file system may still show other machines the folder's previous state, so that each rank's own
+    # reading could differ.
     config = ranks.on_first(lambda: load_config(str(run.config)))
     ranks.watchdog.minutes = config.watchdog_minutes
     files = ranks.on_first(lambda: {path.name: sha256_of(path) for path in (run.base, run.records)})

@@ -61,7 +61,7 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
                 tokens_per_row=tokens_per_row,
                 max_positions=base.positions,
                 image_token_id=prompter.image_token,
-                image_tokens=prompter.image_tokens,
+                image_tokens=prompter.num_image_tokens,
             )
         )
     usable = [records[number] for number in sorted(kept)]

@@ -159,7 +159,7 @@ def prompt_lengths(questions: Sequence[Question], prompter: Prompter) -> list[in
     if not questions:  # tokenizers refuse an empty list
         return []
     encoded = prompter.tokenizer([question.prompt for question in questions]).input_ids
-    image = prompter.image_tokens - 1  # beside its placeholder
+    image = prompter.num_image_tokens - 1  # beside its placeholder
     return [len(ids) + image * q.has_image for q, ids in zip(questions, encoded, strict=True)]
 
 
@@ -174,7 +174,7 @@ def model_inputs(lvlm: Lvlm, prompter: Prompter, batch: Batch) -> dict[str, torc
     Padded on the left, so that every row goes on from its last position.
     """
     placeholder = _placeholder(prompter)
-    texts = [q.prompt.replace(placeholder, placeholder * prompter.image_tokens) for q in batch]
+    texts = [q.prompt.replace(placeholder, placeholder * prompter.num_image_tokens) for q in batch]
     encoded = prompter.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
     images = [question.item.image for question in batch if question.has_image]

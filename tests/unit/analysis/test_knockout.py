@@ -84,7 +84,7 @@ def alone(model: torch.nn.Module, lvlm: Lvlm, items: OptionItems) -> dict[int, i
         lines = "".join(f"\n{letter}. {text}" for letter, text in item.options.items())
         ask = "\nAnswer with the option's letter from the given choices directly."
         prompt = LLAVA_CHAT.prompt(item.question + lines + ask, True)
-        patches = prompt.replace("<image>", "<image>" * lvlm.image_tokens)
+        patches = prompt.replace("<image>", "<image>" * lvlm.prompter(["en"]).num_image_tokens)
         tokens = lvlm.tokenizer(patches, return_tensors="pt").input_ids
         pixels = lvlm.pixel_values([item.image])
         with torch.no_grad():
