@@ -22,9 +22,8 @@ from statistics import median
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from plast_train.checkpoint.checkpoints import Identity, host_memory
-from plast_train.checkpoint.saver import Saver
-from plast_train.checkpoint.size import BYTES_PER_PARAMETER
+from plast_train.checkpoint.format import BYTES_PER_PARAMETER, Identity
+from plast_train.checkpoint.save import Saver, host_memory
 from plast_train.config import Config
 from plast_train.runtime.distributed import Ranks, end_ranks, start_ranks
 from plast_train.training.engine import build_engine
@@ -63,9 +62,9 @@ class Loop:
             model.to(ranks.device), self.parameters, config(), ranks.world, 1
         )
         shapes = {name: list(parameter.shape) for name, parameter in self.parameters.items()}
-        identity = Identity("benchmark", [], "all", shapes)
+        identity = Identity("benchmark", [], "all", shapes, {})
         memory = host_memory(self.engine, self.parameters)
-        self.saver = Saver(folder / "checkpoints", identity, {}, 1, ranks, memory)
+        self.saver = Saver(folder / "checkpoints", identity, 1, ranks, memory)
 
     def train(self) -> float:
         """One step; returns its seconds."""

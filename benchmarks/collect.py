@@ -14,6 +14,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ def run(lvlm: Lvlm, rows: Sequence[PackedRow]) -> None:
     body = lvlm.model.get_submodule("model")
     for row in rows:
         pixels = lvlm.pixel_values([load_image(path) for path in row.images])
-        body(**row_inputs(lvlm.model, row, pixels), use_cache=False)
+        body(**row_inputs(lvlm.model, replace(row, pixel_values=pixels)), use_cache=False)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,64 @@
-"""The `plast` command: reads its arguments and hands on. Imports nothing heavy, so that help and refusals
-come at once."""
+"""The `plast` command line: every command with its arguments, and the function in `commands/` that does it.
+
+Imports nothing heavy, so that help and refusals come at once. Shell completion comes with click:
+`eval "$(_PLAST_COMPLETE=bash_source plast)"` in bash; zsh and fish likewise.
+"""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import click
 
 from plast_train.errors import UserError, nearest
 
 STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses with one message; abbreviated options are not accepted."""
+class Command(click.Command):
+    """A command whose `greedy` options take every value up to the next option: `--layer 3 4`, which click
+    itself reads only as `--layer 3 --layer 4`."""
 
-    def __init__(self, command: str, description: str) -> None:
-        super().__init__(
-            prog=f"plast {command}".strip(),
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+    def __init__(self, *arguments: Any, greedy: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.greedy = greedy
 
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}\n{self.format_usage().rstrip()}")
-
-    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Options and positional arguments in any order.
-
-        Raises:
-            UserError: wrong arguments; an unknown option is answered with the nearest one.
-        """
-        parsed, unknown = self.parse_known_intermixed_args(arguments)
-        if unknown:
-            option = unknown[0].partition("=")[0]
-            self.error(f"unknown option {option}{nearest(option, self._option_string_actions)}")
-        return parsed
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument if argument in self.greedy else None
+                spread += [] if option else [argument]
+            else:
+                spread += [option, argument] if option else [argument]
+        return super().parse_args(ctx, spread)
 
 
-@dataclass(frozen=True)
-class Command:
-    summary: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+class Commands(click.Group):
+    """Answers an unknown command with the nearest one."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of a user's work, not of the alphabet
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            hint = nearest(args[0], self.commands)
+            raise UserError(f"unknown command '{args[0]}'{hint} (see plast --help)")
+        return super().resolve_command(ctx, args)
 
 
 def plast() -> NoReturn:
-    """The command itself: `main`, and an end at once. Where torch is imported Python's own end takes seconds
-    on a busy machine, and whoever waits for a failed run to restart it waits for them too."""
+    """The command itself. Ends at once: where torch is imported Python's own end takes seconds on a busy
+    machine, and whatever restarts a failed run waits for them too."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,380 +66,329 @@ def plast() -> NoReturn:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0 when done, 2 for what the user can mend, 1 otherwise."""
+    """Runs one command. Returns 0 when done, 2 for what the user can fix, 1 otherwise."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        return (
+            int(commands.main(given or ["--help"], "plast", standalone_mode=False) or 0) if given else _help()
+        )
     except UserError as error:
-        print(f"plast: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        message = str(error)
+    except click.NoSuchOption as error:
+        options = [option for p in error.ctx.command.params for option in p.opts] if error.ctx else []
+        message = f"unknown option {error.option_name}{nearest(error.option_name, options)}{_usage(error)}"
+    except click.UsageError as error:
+        message = f"{error.format_message()}{_usage(error)}"
+    except (click.Abort, KeyboardInterrupt):
         print("plast: stopped", file=sys.stderr)
         return 1
+    print(f"plast: {message}", file=sys.stderr)
+    return 2
 
 
-def _dispatch(arguments: list[str]) -> int:
-    name = arguments[0] if arguments else "--help"
-    if name in {"-h", "--help", "help"}:
-        print(_overview())
-        return 0 if arguments else 2
-    if name == "--version":
-        from importlib.metadata import version
-
-        print(f"plast {version('plast')}")
-        return 0
-    if name not in COMMANDS:
-        raise UserError(f"'{name}' is no command{nearest(name, COMMANDS)} (see plast --help)")
-    command = COMMANDS[name]
-    parser = Parser(name, command.summary)
-    command.add_arguments(parser)
-    return command.run(parser.parse(arguments[1:]))
+def _help() -> int:
+    commands.main(["--help"], "plast", standalone_mode=False)
+    return 2
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: plast COMMAND …",
-            "",
-            "Finds the layers of a vision-language model where languages diverge and trains only those.",
-            "",
-            *lines,
-            "",
-            "plast COMMAND --help explains one. Exit codes: 0 done, 2 you can mend it, 1 otherwise.",
-        ]
-    )
+def _usage(error: click.UsageError) -> str:
+    return f"\n{error.ctx.get_usage()}" if error.ctx else ""
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 1 or more")
-    return int(text)
+@click.group(
+    cls=Commands,
+    epilog="plast COMMAND --help explains one. Exit codes: 0 done, 2 you can fix it, 1 otherwise.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(package_name="plast", message="plast %(version)s")
+def commands() -> None:
+    """Finds the layers of a vision-language model where languages diverge and trains only those."""
 
 
-def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="name of a recipe (e.g. tiny) or a YAML file")
-    parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", help="replaces a value of the recipe"
-    )
+def _complete_recipe(_context: click.Context, _parameter: click.Parameter, start: str) -> list[str]:
+    from plast_train.config import recipes
+
+    return [name for name in recipes() if name.startswith(start)]
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    _recipe_arguments(parser)
-    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder")
-    parser.add_argument(
-        "--nproc",
-        metavar="N",
-        type=_count,
-        help="ranks on this machine (default: one for each GPU, or one on the CPU)",
-    )
+def _complete_override(_context: click.Context, _parameter: click.Parameter, start: str) -> list[str]:
+    from plast_train.config import options
+
+    return [f"{name}=" for name, _ in options() if name.startswith(start)]
 
 
-def _run(stages: tuple[str, ...]) -> Callable[[argparse.Namespace], int]:
-    def run(arguments: argparse.Namespace) -> int:
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+COUNT = click.IntRange(min=1)
+
+
+def path_option(name: str, metavar: str, help: str, **more: Any) -> Decorator:
+    return click.option(name, metavar=metavar, type=click.Path(path_type=Path), help=help, **more)
+
+
+recipe_argument = click.argument(
+    "recipe",
+    metavar="RECIPE",
+    shell_complete=_complete_recipe,
+    help="Name of a recipe (e.g. tiny) or a YAML file.",
+)
+overrides_argument = click.argument(
+    "overrides",
+    metavar="[section.key=value]...",
+    nargs=-1,
+    shell_complete=_complete_override,
+    help="Replaces a value of the recipe (see `plast options`).",
+)
+nproc_option = click.option(
+    "--nproc",
+    metavar="N",
+    type=COUNT,
+    help="Ranks on this machine (default: one per GPU, or one on the CPU).",
+)
+run_out_option = path_option("--out", "RUN", "The run's folder.", required=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+
+
+def _stages_command(name: str, stages: tuple[str, ...], summary: str) -> None:
+    @commands.command(name, help=summary)
+    @recipe_argument
+    @overrides_argument
+    @run_out_option
+    @nproc_option
+    def run(recipe: str, overrides: tuple[str, ...], out: Path, nproc: int | None) -> int:
         from launcher.commands.run import run_stages
 
-        return run_stages(arguments.recipe, arguments.overrides, arguments.out, arguments.nproc, stages)
-
-    return run
+        return run_stages(recipe, overrides, out, nproc, stages)
 
 
-def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "target",
-        metavar="RECIPE|MODEL|RUN",
-        help="with --benchmarks a model's folder, or a run's (its base and its export); else a recipe",
-    )
-    parser.add_argument(
-        "overrides", metavar="section.key=value", nargs="*", help="replaces a value of the recipe"
-    )
-    parser.add_argument(
-        "--benchmarks",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        help="NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl (parallel questions with answers)",
-    )
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="the run's folder; with --benchmarks runs/evaluate-NAME"
-    )
-    parser.add_argument(
-        "--nproc",
-        metavar="N",
-        type=_count,
-        help="ranks on this machine (default: one for each GPU, or one on the CPU)",
-    )
+_stages_command("run", STAGES, "All stages in order, skipping what is done.")
+for _stage, _summary in {
+    "collect": "Record which FFN neurons are active for each question in each language.",
+    "select": "Select the layers that are specific to languages.",
+    "train": "Train the selected layers to translate questions into English.",
+    "export": "Write the trained model as a Hugging Face folder.",
+}.items():
+    _stages_command(_stage, (_stage,), f"Only this stage: {_summary[0].lower()}{_summary[1:]}")
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    if arguments.benchmarks:
+@commands.command(greedy=["--benchmarks"])
+@click.argument("target", metavar="RECIPE|MODEL|RUN", shell_complete=_complete_recipe)
+@overrides_argument
+@click.option(
+    "--benchmarks",
+    metavar="FILE...",
+    multiple=True,
+    help="NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl (parallel questions with answers).",
+)
+@path_option("--out", "DIR", "The run's folder; with --benchmarks by default runs/evaluate-NAME.")
+@nproc_option
+def evaluate(
+    target: str, overrides: tuple[str, ...], benchmarks: tuple[str, ...], out: Path | None, nproc: int | None
+) -> int:
+    """Score a model, or a run's base and trained model, on benchmarks.
+
+    With --benchmarks the target is a model's folder or a run's (its base and its export), otherwise a recipe.
+    """
+    if benchmarks:
         from launcher.commands.evaluate import run_evaluation
 
-        return run_evaluation(
-            arguments.target, arguments.benchmarks, arguments.overrides, arguments.out, arguments.nproc
-        )
-    if arguments.out is None:
+        return run_evaluation(target, benchmarks, overrides, out, nproc)
+    if out is None:
         raise UserError(
             "evaluate: give --benchmarks FILE … for a model or a run, or --out RUN for a recipe's stage"
         )
     from launcher.commands.run import run_stages
 
-    return run_stages(arguments.target, arguments.overrides, arguments.out, arguments.nproc, ("evaluate",))
+    return run_stages(target, overrides, out, nproc, ("evaluate",))
 
 
-def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RECIPE|RUN", help="a recipe, or the folders of two or more runs")
-    parser.add_argument(
-        "others", metavar="section.key=value|RUN", nargs="*", help="replaces a value of the recipe; more runs"
-    )
-    parser.add_argument(
-        "--out",
-        metavar="RUN|FILE",
-        type=Path,
-        help="the run's folder; of several runs the page (comparison.html)",
-    )
-    parser.add_argument("--nproc", metavar="N", type=_count, help="ranks on this machine")
+_stages_command(
+    "analyse",
+    ("analyse",),
+    "Only this stage: attention maps, layer knock-out, stability, representations, specific neurons.",
+)
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    runs = [Path(arguments.target), *map(Path, arguments.others)]
+@commands.command()
+@click.argument("target", metavar="RECIPE|RUN", shell_complete=_complete_recipe)
+@click.argument("others", metavar="[section.key=value|RUN]...", nargs=-1, shell_complete=_complete_override)
+@path_option("--out", "RUN|FILE", "The run's folder; of several runs the page (comparison.html).")
+@nproc_option
+def report(target: str, others: tuple[str, ...], out: Path | None, nproc: int | None) -> int:
+    """Write one HTML page about the run, or one that compares several."""
+    runs = [Path(target), *map(Path, others)]
     if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
         from plast_train.comparison.page import write_comparison
 
-        print(write_comparison(runs, arguments.out or Path("comparison.html")))
+        print(write_comparison(runs, out or Path("comparison.html")))
         return 0
-    if arguments.out is None:
+    if out is None:
         raise UserError("report: give --out RUN for a recipe's stage, or the folders of two or more runs")
     from launcher.commands.run import run_stages
 
-    return run_stages(arguments.target, arguments.others, arguments.out, arguments.nproc, ("report",))
+    return run_stages(target, others, out, nproc, ("report",))
 
 
-def _plan_arguments(parser: argparse.ArgumentParser) -> None:
-    _recipe_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-
-
-def _plan(arguments: argparse.Namespace) -> int:
+@commands.command()
+@recipe_argument
+@overrides_argument
+@json_option
+def plan(recipe: str, overrides: tuple[str, ...], as_json: bool) -> int:
+    """Memory, time and traffic of a run, before it costs anything."""
     from launcher.commands.plan import run_plan
 
-    return run_plan(arguments.recipe, arguments.overrides, arguments.json)
+    return run_plan(recipe, overrides, as_json)
 
 
-def _submit_arguments(parser: argparse.ArgumentParser) -> None:
-    _recipe_arguments(parser)
-    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run's folder")
-    parser.add_argument("--nodes", metavar="N", type=_count, help="nodes of the one job")
-    parser.add_argument(
-        "--stages",
-        metavar="STAGE=N,…",
-        help="jobs of different sizes that wait for each other, e.g. collect=1,train=4: the nodes of a stage "
-        "and of those that follow it",
-    )
-    parser.add_argument("--nproc", metavar="N", type=_count, help="ranks a node (default: one for each GPU)")
-    for option in ("gpus-per-node", "time", "partition", "account", "qos", "constraint"):
-        parser.add_argument(f"--{option}", metavar=option.upper(), help=f"sbatch's --{option}")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+@commands.command()
+@recipe_argument
+@overrides_argument
+@run_out_option
+@click.option("--nodes", metavar="N", type=COUNT, help="Nodes of the one job.")
+@click.option(
+    "--stages",
+    metavar="STAGE=N,…",
+    help="Jobs of different sizes that wait for each other, e.g. collect=1,train=4: the nodes of a stage "
+    "and of those that follow it.",
+)
+@click.option("--nproc", metavar="N", type=COUNT, help="Ranks per node (default: one per GPU).")
+@click.option("--gpus-per-node", metavar="GPUS-PER-NODE", help="sbatch's --gpus-per-node")
+@click.option("--time", metavar="TIME", help="sbatch's --time")
+@click.option("--partition", metavar="PARTITION", help="sbatch's --partition")
+@click.option("--account", metavar="ACCOUNT", help="sbatch's --account")
+@click.option("--qos", metavar="QOS", help="sbatch's --qos")
+@click.option("--constraint", metavar="CONSTRAINT", help="sbatch's --constraint")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted.")
+def submit(
+    recipe: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    nodes: int | None,
+    stages: str | None,
+    nproc: int | None,
+    dry_run: bool,
+    **sbatch: str | None,
+) -> int:
+    """Submit the run to Slurm, as one job or a chain."""
+    from launcher.commands.submit import submit
+
+    options = {name.replace("_", "-"): value for name, value in sbatch.items() if value is not None}
+    return submit(recipe, overrides, out, nodes, stages, nproc, options, dry_run)
 
 
-def _submit(arguments: argparse.Namespace) -> int:
-    from launcher.commands.submit import SBATCH_OPTIONS, submit
-
-    given = {option: getattr(arguments, option.replace("-", "_")) for option in SBATCH_OPTIONS}
-    return submit(
-        arguments.recipe,
-        arguments.overrides,
-        arguments.out,
-        arguments.nodes,
-        arguments.stages,
-        arguments.nproc,
-        {option: value for option, value in given.items() if value is not None},
-        arguments.dry_run,
-    )
-
-
-def _status_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="the run's folder")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-
-
-def _status(arguments: argparse.Namespace) -> int:
+@commands.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@json_option
+def status(run: Path, as_json: bool) -> int:
+    """What a run has done, how far it is, and why it was restarted."""
     from launcher.commands.status import run_status
 
-    return run_status(arguments.run, arguments.json)
+    return run_status(run, as_json)
 
 
-def _attention_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a trained run")
-    parser.add_argument("--question", metavar="ID", required=True, help="a record's id (RUN/records.jsonl)")
-    parser.add_argument(
-        "--layer",
-        metavar="L",
-        type=_layer,
-        nargs="+",
-        default=[],
-        help="decoder layers, 0-based (the middle)",
-    )
-    parser.add_argument(
-        "--language", metavar="LANG", nargs="+", default=[], help="languages (all of the run)"
-    )
-    parser.add_argument("--out", metavar="DIR", type=Path, help="for the pictures (RUN/analysis/attention)")
-
-
-def _layer(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a layer's number, 0 or more")
-    return int(text)
-
-
-def _attention(arguments: argparse.Namespace) -> int:
+@commands.command(greedy=["--layer", "--language"])
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--question", metavar="ID", required=True, help="A record's id (RUN/records.jsonl).")
+@click.option(
+    "--layer",
+    metavar="L...",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Decoder layers, 0-based (default: the middle one).",
+)
+@click.option("--language", metavar="LANG...", multiple=True, help="Languages (default: all of the run).")
+@path_option("--out", "DIR", "Folder of the pictures (default: RUN/analysis/attention).")
+def attention(
+    run: Path, question: str, layer: tuple[int, ...], language: tuple[str, ...], out: Path | None
+) -> int:
+    """Draw where in its image the replies to a question come from."""
     from launcher.commands.attention import draw_attention
 
-    return draw_attention(
-        arguments.run, arguments.question, arguments.language, arguments.layer, arguments.out
-    )
+    return draw_attention(run, question, language, layer, out)
 
 
-def _compare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="folders of evaluated runs")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, help="also write the tables (CSV, LaTeX) and the figure (PNG, SVG)"
-    )
-
-
-def _compare(arguments: argparse.Namespace) -> int:
+@commands.command()
+@click.argument("runs", metavar="RUN...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@path_option("--out", "DIR", "Also write the tables (CSV, LaTeX) and the figure (PNG, SVG) there.")
+def compare(runs: tuple[Path, ...], out: Path | None) -> int:
+    """Several evaluated runs side by side."""
     from plast_train.comparison.publish import compare_runs
 
-    print(compare_runs(arguments.runs, arguments.out))
+    print(compare_runs(runs, out))
     return 0
 
 
-def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
-    _run_arguments(parser)
-    parser.add_argument(
-        "--seeds", metavar="N", type=_count, help="train each variant so often (default: ablate.seeds, 3)"
-    )
-    parser.add_argument(
-        "--variants", metavar="NAME,…", default="", help="only these beside the recipe's own selection"
-    )
-
-
-def _ablate(arguments: argparse.Namespace) -> int:
+@commands.command()
+@recipe_argument
+@overrides_argument
+@run_out_option
+@nproc_option
+@click.option("--seeds", metavar="N", type=COUNT, help="Seeds of each variant (default: ablate.seeds, 3).")
+@click.option(
+    "--variants", metavar="NAME,…", default="", help="Only these beside the recipe's own selection."
+)
+def ablate(
+    recipe: str, overrides: tuple[str, ...], out: Path, nproc: int | None, seeds: int | None, variants: str
+) -> int:
+    """The recipe's selection against others, LoRA and full fine-tuning."""
     from launcher.commands.ablate import run_ablation
 
-    names = [name for name in arguments.variants.split(",") if name]
-    return run_ablation(
-        arguments.recipe, arguments.overrides, arguments.out, arguments.nproc, arguments.seeds, names
-    )
+    return run_ablation(recipe, overrides, out, nproc, seeds, [name for name in variants.split(",") if name])
 
 
-def _demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", metavar="RUN", type=Path, default=Path("runs/demo"), help="the run's folder (runs/demo)"
-    )
-
-
-def _demo(arguments: argparse.Namespace) -> int:
-    from launcher.commands.run import run_stages
-
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same figures on every machine
-    return run_stages("tiny", [], arguments.out, min(2, os.cpu_count() or 1), STAGES)
-
-
-def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="check all machines together: start it on each of them at once, with NNODES, NODE_RANK, "
-        "MASTER_ADDR and MASTER_PORT set",
-    )
-    parser.add_argument("--out", metavar="RUN", type=Path, help="with --distributed: the run's folder (.)")
-    parser.add_argument("--nproc", metavar="N", type=_count, help="with --distributed: ranks on this machine")
-    parser.add_argument(
-        "--wait", metavar="SECONDS", type=_count, help="with --distributed: for a late machine (40)"
-    )
-
-
-def _doctor(arguments: argparse.Namespace) -> int:
-    if arguments.distributed:
+@commands.command()
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="Check all machines together: start it on each of them at once, with NNODES, NODE_RANK, MASTER_ADDR "
+    "and MASTER_PORT set.",
+)
+@path_option("--out", "RUN", "With --distributed: the run's folder (default: the current one).")
+@click.option("--nproc", metavar="N", type=COUNT, help="With --distributed: ranks on this machine.")
+@click.option("--wait", metavar="SECONDS", type=COUNT, help="With --distributed: for a late machine (40).")
+def doctor(distributed: bool, **options: Any) -> int:
+    """Check this machine, or several together, and say what to fix."""
+    if distributed:
         from launcher.doctor.machines import run_distributed_doctor
 
-        return run_distributed_doctor(arguments.out or Path(), arguments.nproc, arguments.wait or 40)
-    given = [name for name in ("out", "nproc", "wait") if getattr(arguments, name) is not None]
-    if given:
-        raise UserError(f"--{given[0]} goes with --distributed: plast doctor alone checks this machine only")
+        return run_distributed_doctor(options["out"] or Path(), options["nproc"], options["wait"] or 40)
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"--{name} needs --distributed: plast doctor alone checks this machine only")
     from launcher.doctor.machine import run_doctor
 
     return run_doctor()
 
 
-def _make_tiny_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="the new model's folder")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        type=Path,
-        help="folder of another tokenizer.model (with random weights)",
-    )
-    parser.add_argument("--random-weights", action="store_true", help="do not train; ready in seconds")
+@commands.command()
+def options() -> int:
+    """Every option of a recipe as a Markdown page: type, default, meaning, the stages that it redoes."""
+    from launcher.commands.options import options_page
 
-
-def _make_tiny(arguments: argparse.Namespace) -> int:
-    if arguments.out.exists():
-        raise UserError(f"{arguments.out}: is already there; give a new folder")
-    if arguments.tokenizer and not arguments.random_weights:
-        raise UserError(
-            "--tokenizer goes with --random-weights: the trained model has a tokenizer of its own"
-        )
-    from plast_train.run_folder import publish_folder
-    from plast_train.tiny.base import make_tiny
-
-    with tempfile.TemporaryDirectory(dir=arguments.out.absolute().parent, prefix=".make-tiny-") as folder:
-        unfinished = Path(folder) / "model"
-        make_tiny(unfinished, arguments.seed, arguments.tokenizer, arguments.random_weights)
-        publish_folder(unfinished, arguments.out)
-    print(arguments.out)
+    print(options_page(), end="")
     return 0
 
 
-STAGE_SUMMARIES = {
-    "collect": "record which FFN neurons are active for each question in each language",
-    "select": "choose the layers that are specific to languages",
-    "train": "train the selected layers to translate questions into English",
-    "export": "write the trained model as a Hugging Face folder",
-    "evaluate": "score the base and the trained model on the benchmarks",
-    "analyse": "attention maps, knocked-out layers, stability, representations, neurons of languages",
-    "report": "write one HTML page about the run",
-}
-COMMANDS = {
-    "run": Command("all stages in order, skipping what is done", _run_arguments, _run(STAGES)),
-    **{
-        stage: Command(f"only this stage: {summary}", _run_arguments, _run((stage,)))
-        for stage, summary in STAGE_SUMMARIES.items()
-    },
-    "evaluate": Command(
-        "score a model, or a run's base and trained model, on benchmarks", _evaluate_arguments, _evaluate
-    ),
-    "report": Command(
-        "write one HTML page about the run, or one that compares several", _report_arguments, _report
-    ),
-    "plan": Command("memory, time and traffic of a run, before it costs anything", _plan_arguments, _plan),
-    "submit": Command("submit the run to Slurm, as one job or a chain", _submit_arguments, _submit),
-    "status": Command(
-        "what a run has done, how far it is, and why it was restarted", _status_arguments, _status
-    ),
-    "attention": Command(
-        "draw where in its image the replies to a question come from", _attention_arguments, _attention
-    ),
-    "compare": Command("several runs side by side", _compare_arguments, _compare),
-    "ablate": Command(
-        "the recipe's selection against others, LoRA and full fine-tuning", _ablate_arguments, _ablate
-    ),
-    "doctor": Command("check this machine and say what to mend", _doctor_arguments, _doctor),
-    "demo": Command("the whole method on the embedded tiny model, on CPU", _demo_arguments, _demo),
-    "make-tiny": Command("make a tiny model like the embedded one", _make_tiny_arguments, _make_tiny),
-}
+@commands.command()
+@path_option("--out", "RUN", "The run's folder.", default="runs/demo", show_default=True)
+def demo(out: Path) -> int:
+    """The whole method on the embedded tiny model, on the CPU."""
+    from launcher.commands.run import run_stages
+
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same figures on every machine
+    return run_stages("tiny", [], out, min(2, os.cpu_count() or 1), STAGES)
+
+
+@commands.command("make-tiny")
+@path_option("--out", "DIR", "The new model's folder.", required=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@path_option("--tokenizer", "DIR", "Folder of another tokenizer.model (with random weights).")
+@click.option("--random-weights", is_flag=True, help="Do not train; ready in seconds.")
+def make_tiny(out: Path, seed: int, tokenizer: Path | None, random_weights: bool) -> int:
+    """Make a tiny model like the embedded one."""
+    from launcher.commands.make_tiny import make
+
+    return make(out, seed, tokenizer, random_weights)
+
 
 if __name__ == "__main__":
     plast()

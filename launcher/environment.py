@@ -29,12 +29,12 @@ PACKAGES = (
 
 
 @functools.cache
-def describe_environment(gpus: int) -> dict[str, Any]:
+def describe_environment(num_gpus: int) -> dict[str, Any]:
     """Plain JSON: `host, platform, python, packages, cores, memory_bytes, cuda, gpus`.
 
-    The GPUs are looked at by another process: CUDA, once asked, may hold some of their memory.
+    The GPUs are examined by another process: CUDA, once initialized, holds some of their memory.
     """
-    import torch
+    from plast_train.runtime.hardware import cuda_version
 
     return {
         "host": platform.node(),
@@ -43,29 +43,15 @@ def describe_environment(gpus: int) -> dict[str, Any]:
         "packages": {name: installed_version(name) for name in PACKAGES},
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "cuda": torch.version.cuda,
-        "gpus": _ask_other_process() if gpus else [],
+        "cuda": cuda_version(),
+        "gpus": _gpus_from_other_process() if num_gpus else [],
     }
 
 
-def describe_gpus() -> list[dict[str, Any]]:
-    """`name, memory_bytes, capability` of each GPU that is visible to this process."""
-    import torch
-
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        capability = f"{properties.major}.{properties.minor}"
-        gpus.append(
-            {"name": properties.name, "memory_bytes": properties.total_memory, "capability": capability}
-        )
-    return gpus
-
-
-def _ask_other_process() -> Any:
-    code = "import json; from launcher.environment import describe_gpus; print(json.dumps(describe_gpus()))"
-    asked = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
-    return json.loads(asked.stdout)
+def _gpus_from_other_process() -> Any:
+    code = "import json; from plast_train.runtime import hardware as h; print(json.dumps(h.describe_gpus()))"
+    output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
+    return json.loads(output)
 
 
 def installed_version(package: str) -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from plast_train.data.languages import ENGLISH
 from plast_train.run_folder import RunFolder, read_json
-from plast_train.scoring.accuracies import MEAN, counted, headline_rule, percent, ways_of
+from plast_train.scoring.accuracies import MEAN, counted, percent, ways_of
+from plast_train.scoring.records import headline_rule
 
 COLUMNS = ("generated", "logits", "no match", "empty", "repeats")
 EXPLAINED = (

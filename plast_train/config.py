@@ -6,13 +6,14 @@ nearest right name; a wrong value is named with its file and line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from plast_train.errors import UserError, nearest
 
@@ -22,42 +23,65 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    path: str = Field(description="Hugging Face or original-LLaVA folder; `tiny` is the embedded model")
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    trust_remote_code: bool = False
+    path: str = Field(
+        description="Hugging Face or original LLaVA folder, or a hub name; `tiny` is the embedded model"
+    )
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="precision of weights and activations"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that the model's folder carries")
 
 
 class DataConfig(Section):
     questions: list[str] = Field(min_length=1, description="question files; `LANG=path` pairs files by id")
     languages: list[str] = Field(min_length=2, description="BCP 47 codes; `en` must be among them")
     image_root: str | None = Field(
-        None, description="images lie below it; default: the question file's folder"
+        None, description="folder that images are below; default: the question file's folder"
     )
     columns: dict[str, str] = Field(
-        default_factory=dict, description="field → column of a Hugging Face dataset"
+        default_factory=dict, description="field: column, for a Hugging Face dataset"
     )
-    max_bad_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    max_bad_fraction: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of records with defects up to which they are left out"
+    )
 
 
 class ProbeConfig(Section):
     records: int = Field(
-        300, ge=1, description="records probed, drawn with the seed; fewer if there are fewer"
+        300, ge=1, description="records that are probed, drawn with the seed; all if there are fewer"
     )
-    position: Literal["last", "text"] = Field("last", description="which table the statistics are read from")
-    tokens_per_row: int = Field(4096, ge=64)
+    position: Literal["last", "text"] = Field(
+        "last", description="read neurons at the last prompt position, or over all question-text positions"
+    )
+    tokens_per_row: int = Field(4096, ge=64, description="most tokens of a packed row")
 
 
 class SelectionConfig(Section):
-    strategy: Literal["msd", "layers", "top_k", "random", "shallowest", "middle", "deepest", "all"] = "msd"
-    layers: list[int] = Field(default_factory=list, description="0-based, with strategy `layers`")
-    k: int | None = Field(None, ge=1, description="how many layers, with the strategies that take a number")
-    threshold: Literal["candidates", "all_layers"] = "candidates"
-    reference: Literal["mean", "english"] = "mean"
-    overlap: Literal["english", "jaccard"] = "english"
-    tolerance: float = Field(
-        0.05, ge=0.0, le=1.0, description="how near its plateau the overlap curve counts as there"
+    strategy: Literal["msd", "layers", "top_k", "random", "shallowest", "middle", "deepest", "all"] = Field(
+        "msd", description="rule that selects the layers"
     )
-    modules: Literal["all", "ffn", "attention"] = "all"
+    layers: list[int] = Field(default_factory=list, description="with strategy `layers`: 0-based numbers")
+    k: int | None = Field(
+        None, ge=1, description="number of layers, with `top_k`, `random`, `shallowest`, `middle`, `deepest`"
+    )
+    threshold: Literal["candidates", "all_layers"] = Field(
+        "candidates", description="layers whose mean MSD is the threshold of `msd`"
+    )
+    reference: Literal["mean", "english"] = Field(
+        "mean", description="what the MSD deviates from: the mean of the languages, or English"
+    )
+    overlap: Literal["english", "jaccard"] = Field(
+        "english", description="share of English's active neurons, or the Jaccard index"
+    )
+    tolerance: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="distance from its plateau at which the overlap curve has reached it",
+    )
+    modules: Literal["all", "ffn", "attention"] = Field(
+        "all", description="part of the selected layers that is trained"
+    )
 
     @model_validator(mode="after")
     def options_fit_the_strategy(self) -> SelectionConfig:
@@ -82,24 +106,31 @@ class TrainConfig(Section):
         description="what is trained: the selected layers' weights, LoRA adapters beside their linear "
         "layers, or everything but the vision tower",
     )
-    lora_rank: int | None = Field(None, ge=1, description="with method `lora`: r of Hu et al. 2021")
+    lora_rank: int | None = Field(None, ge=1, description="with method `lora`: the rank r of Hu et al. 2021")
     lora_alpha: float | None = Field(
-        None, gt=0.0, description="with method `lora`: adapters count by lora_alpha / lora_rank; default 2 r"
+        None, gt=0.0, description="with method `lora`: adapters are scaled by alpha / rank; default: 2 × rank"
     )
     deepspeed: str = Field("zero2", description="a name in ds_configs/ or the path of a DeepSpeed JSON")
-    epochs: float = Field(1.0, gt=0.0)
-    max_steps: int | None = Field(None, ge=1, description="stops there; default: epochs decide")
-    global_batch: int = Field(128, ge=1, description="question-translation pairs a step")
-    learning_rate: float = Field(2e-5, gt=0.0)
-    warmup_fraction: float = Field(0.03, ge=0.0, le=1.0)
-    weight_decay: float = Field(0.0, ge=0.0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    gradient_clipping: float = Field(1.0, ge=0.0, description="0 switches clipping off")
-    tokens_per_row: int = Field(4096, ge=64)
-    image_in_training: bool = True
-    instruction: str = "Translate the following question from {language} to English. {question}"
+    epochs: float = Field(1.0, gt=0.0, description="passes over the pairs")
+    max_steps: int | None = Field(None, ge=1, description="number of steps; default: `train.epochs` decides")
+    global_batch: int = Field(128, ge=1, description="question-translation pairs per step")
+    learning_rate: float = Field(2e-5, gt=0.0, description="peak of the cosine schedule")
+    warmup_fraction: float = Field(
+        0.03, ge=0.0, le=1.0, description="share of the steps over which the learning rate rises from 0"
+    )
+    weight_decay: float = Field(0.0, ge=0.0, description="of the optimizer, AdamW")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of the optimizer, AdamW")
+    gradient_clipping: float = Field(
+        1.0, ge=0.0, description="largest norm of a step's gradient; 0 turns clipping off"
+    )
+    tokens_per_row: int = Field(4096, ge=64, description="most tokens of a packed row")
+    image_in_training: bool = Field(True, description="show the model the record's image when it translates")
+    instruction: str = Field(
+        "Translate the following question from {language} to English. {question}",
+        description="prompt of a training sample; must contain {question}",
+    )
     recompute: bool = Field(False, description="recompute activations of the layers that carry a gradient")
-    validation_records: int = Field(64, ge=0, description="records held back for the validation loss")
+    validation_records: int = Field(64, ge=0, description="records held back to measure the loss on")
     validate_every: int = Field(100, ge=1, description="steps between validation losses")
 
     @model_validator(mode="after")
@@ -130,20 +161,22 @@ class SamplingConfig(Section):
     """Which question-translation pairs are trained on, and how often (`data.mixing` says how)."""
 
     languages: Literal["as_given", "temperature", "balanced", "overlap"] = Field(
-        "as_given", description="what a language's share follows: its pairs, their root, nothing, its overlap"
+        "as_given",
+        description="shares of the languages: by number of pairs, by their T-th root, equal, or larger for "
+        "those that overlap less with English",
     )
     temperature: float | None = Field(
-        None, ge=1.0, description="T, with `languages: temperature`: pairs to the power of 1/T"
+        None, ge=1.0, description="T, with `languages: temperature`: shares follow pairs to the power of 1/T"
     )
     language_weights: dict[str, float] = Field(
-        default_factory=dict, description="language: factor of its share, e.g. {sw: 2}"
+        default_factory=dict, description="language: factor by which its share is multiplied, e.g. {sw: 2}"
     )
     per_template: int | None = Field(
-        None, ge=1, description="at most so many records whose English questions differ in single words"
+        None, ge=1, description="most records whose English questions differ in single words only"
     )
-    keep: float = Field(1.0, gt=0.0, le=1.0, description="share of each language's pairs that is trained on")
+    keep: float = Field(1.0, gt=0.0, le=1.0, description="share of each language's pairs that is kept")
     keep_by: Literal["hardest", "easiest"] | None = Field(
-        None, description="which: those with the highest or the lowest loss of the base model"
+        None, description="which pairs are kept: those with the highest or lowest loss of the base model"
     )
 
     @model_validator(mode="after")
@@ -164,22 +197,25 @@ class SamplingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_steps: int = Field(100, ge=1)
-    every_minutes: float = Field(15.0, gt=0.0)
-    keep: int = Field(2, ge=1)
+    every_steps: int = Field(100, ge=1, description="steps between checkpoints")
+    every_minutes: float = Field(15.0, gt=0.0, description="most minutes between checkpoints")
+    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
 
 
 class EvaluateConfig(Section):
     benchmarks: list[str] = Field(
-        default_factory=list, description="NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl"
+        default_factory=list,
+        description="benchmark files: NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl",
     )
     image_root: str | None = Field(
-        None, description="images that benchmark files name lie below it; default: the file's folder"
+        None, description="folder of the images that benchmark files name; default: the file's folder"
     )
-    matching: Literal["parrot2024", "vlmevalkit2026"] = "parrot2024"
+    matching: Literal["parrot2024", "vlmevalkit2026"] = Field(
+        "parrot2024", description="rule that matches a reply to an option; both are always computed"
+    )
     localised_instruction: bool = Field(False, description="ask for the letter in the benchmark's language")
-    batch_size: int = Field(16, ge=1)
-    max_new_tokens: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, description="questions that are answered together")
+    max_new_tokens: int = Field(16, ge=1, description="most tokens of a reply")
 
 
 AnalysisName = Literal["neurons", "stability", "representation", "knockout", "attention"]
@@ -188,28 +224,33 @@ AnalysisName = Literal["neurons", "stability", "representation", "knockout", "at
 class AnalyseConfig(Section):
     analyses: list[AnalysisName] = Field(
         default_factory=lambda: list(get_args(AnalysisName)),
-        description="which are made; an empty list makes none",
+        description="analyses that are made; an empty list makes none",
     )
     records: int = Field(100, ge=2, description="probe records for `stability` and `representation`")
     items: int = Field(
-        100, ge=1, description="items of each benchmark for `knockout`, the same in each language"
+        100, ge=1, description="questions of each benchmark for `knockout`, the same in each language"
     )
-    tokens_per_row: int = Field(4096, ge=64, description="rows of the three analyses above")
+    tokens_per_row: int = Field(
+        4096, ge=64, description="most tokens of a packed row in `stability`, `representation`, `knockout`"
+    )
     attention_records: int = Field(
-        8, ge=1, description="records with an image for `attention`, held-back ones if there are any"
+        8, ge=1, description="records with an image for `attention`, held back from training if there are any"
     )
     attention_layer: int | None = Field(
         None, ge=0, description="0-based layer of the pictures; default: the middle one"
     )
-    pictures: int = Field(4, ge=0, description="attention maps drawn in the run")
+    pictures: int = Field(4, ge=0, description="attention maps that are drawn")
     neuron_share: float = Field(
         0.01,
         gt=0.0,
         le=1.0,
-        description="share of all neurons, those of lowest entropy, that count as specific",
+        description="share of all neurons, those of lowest entropy, that `neurons` calls specific",
     )
     neuron_percentile: float = Field(
-        0.95, gt=0.0, lt=1.0, description="of all activation probabilities; a language's neurons lie above it"
+        0.95,
+        gt=0.0,
+        lt=1.0,
+        description="quantile of all activation probabilities that a specific neuron's exceeds",
     )
 
     def map_layer(self, layers: int) -> int:
@@ -227,16 +268,18 @@ class AnalyseConfig(Section):
 class AblateConfig(Section):
     """What `plast ablate` runs. Values are given by dotted key, as on the command line."""
 
-    seeds: int = Field(3, ge=1, description="each variant is trained with so many seeds, from `seed` upwards")
-    variants: list[str] = Field(default_factory=list, description="names; default: all that apply")
-    every: dict[str, Any] = Field(default_factory=dict, description="section.key: value for every run")
+    seeds: int = Field(3, ge=1, description="seeds of each variant, from `seed` upwards")
+    variants: list[str] = Field(
+        default_factory=list, description="names of the variants; default: all that apply"
+    )
+    every: dict[str, Any] = Field(default_factory=dict, description="{section.key: value} for every run")
     only: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="variant: {section.key: value} for the runs of one variant"
     )
 
 
 class Config(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of every random choice")
     model: ModelConfig
     data: DataConfig
     probe: ProbeConfig = ProbeConfig()
@@ -248,7 +291,7 @@ class Config(Section):
     analyse: AnalyseConfig = AnalyseConfig()
     ablate: AblateConfig = AblateConfig()
     watchdog_minutes: float = Field(
-        30.0, gt=0.0, description="a run in which no rank has moved for so long is ended"
+        30.0, gt=0.0, description="minutes after which a run in which no rank moves is ended"
     )
 
     @model_validator(mode="after")
@@ -300,6 +343,15 @@ def override_evaluation(config: EvaluationConfig, overrides: Sequence[str]) -> E
         return EvaluationConfig.model_validate(tree)
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, "command line", lines) for e in error.errors())) from None
+
+
+def options(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every option as its dotted key and pydantic's description of it, in the order of the types."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from options(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
 
 
 def recipes() -> list[str]:
@@ -364,7 +416,9 @@ def _read(recipe: str) -> tuple[str, str]:
             raise UserError(f"{path}: cannot be read ({error}); give a recipe name or a YAML file") from None
     if recipe not in recipes():
         hint = nearest(recipe, recipes())
-        raise UserError(f"'{recipe}' is no recipe{hint} (recipes: {', '.join(recipes())}; or a .yaml file)")
+        raise UserError(
+            f"'{recipe}' is not a recipe{hint} (recipes: {', '.join(recipes())}; or a .yaml file)"
+        )
     text = (resources.files("plast_train") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     return f"recipe {recipe}", text
 
@@ -410,7 +464,7 @@ def _with_sections(tree: dict[str, Any], source: str, lines: dict[str, str]) -> 
 def _apply(tree: dict[str, Any], lines: dict[str, str], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{override}' is no override; write section.key=value")
+        raise UserError(f"'{override}' is not an override; write section.key=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

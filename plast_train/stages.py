@@ -65,6 +65,38 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 
+# Options that change a stage's inputs: their files are compared by content, whatever their names.
+_INPUT_OPTIONS: dict[str, tuple[str, ...]] = {
+    "base": ("model.path",),
+    "records": ("data.questions", "data.image_root", "data.columns", "data.max_bad_fraction"),
+    "benchmarks": ("evaluate.benchmarks", "evaluate.image_root"),
+}
+_INPUTS: dict[str, tuple[str, ...]] = {
+    "collect": ("base", "records"),
+    "select": (),
+    "train": ("base", "records"),
+    "export": (),
+    "evaluate": ("benchmarks",),
+    "analyse": ("base", "records", "benchmarks"),
+    "report": (),
+}
+
+# Options that no finished stage depends on, and why.
+CHANGES_NO_RESULT: dict[str, str] = {
+    "model.trust_remote_code": "whether the model is loaded at all",
+    "train.recompute": "the same numbers, computed twice to save memory",
+    "train.validate_every": "how often the loss on held-back records is measured",
+    "checkpoint.every_steps": "when the state is saved",
+    "checkpoint.every_minutes": "when the state is saved",
+    "checkpoint.keep": "how much of what was saved is kept",
+    "evaluate.batch_size": "replies do not depend on it: near ties are asked again alone",
+    "ablate.seeds": "which runs an ablation has; each has its own folder",
+    "ablate.variants": "which runs an ablation has; each has its own folder",
+    "ablate.every": "becomes part of the config of every run of an ablation",
+    "ablate.only": "becomes part of the config of a variant's runs",
+    "watchdog_minutes": "when a run that hangs is ended",
+}
+
 # Stages whose records are an input of a stage.
 _NEEDS: dict[str, tuple[str, ...]] = {
     "collect": (),
@@ -83,13 +115,24 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
     return {key: _lookup(tree, key) for key in _SETTINGS[stage]}
 
 
+def stages_redone_by(option: str) -> list[str]:
+    """The stages whose own settings or inputs the option, a dotted key, is among."""
+    return [
+        stage
+        for stage in STAGES
+        if any(option == key or option.startswith(f"{key}.") for key in _SETTINGS[stage])
+        or any(option in _INPUT_OPTIONS[name] for name in _INPUTS[stage])
+    ]
+
+
 def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> dict[str, str] | None:
     """Hashes of what the stage reads, pictures included: records.jsonl has the hash of each record's, a
     benchmark's hash is over its pictures too. None while a stage it needs has not finished."""
+    named = _INPUTS[stage]
     inputs: dict[str, str] = {}
-    if stage in ("collect", "train", "analyse"):
+    if "base" in named:
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
-    if stage in ("evaluate", "analyse"):
+    if "benchmarks" in named:
         inputs |= benchmark_hashes(config.evaluate)
     for needed in _NEEDS[stage]:
         found = record_hash(run, needed)

@@ -370,7 +370,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "stage records",
         "plast_train/stages.py",
-        (f"{UNIT}/test_stage_settings.py", f"{UNIT}/comparison/test_comparison.py", f"{UNIT}/test_inputs.py"),
+        (f"{UNIT}/test_stages.py", f"{UNIT}/test_stage_settings.py"),
         {
             "clipping does not count": ('        "train.gradient_clipping",\n', ""),
             "matching does not count": ('        "evaluate.matching",\n', ""),

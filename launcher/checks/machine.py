@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from plast_train.checkpoint.size import checkpoint_bytes
+from plast_train.checkpoint.format import checkpoint_bytes
 from plast_train.config import Config
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from plast_train.config import Config, SelectionConfig, TrainConfig
@@ -11,8 +10,7 @@ from plast_train.errors import UserError
 from plast_train.lvlm.architectures import count_parameters, read_architecture
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.loading import load_text_side, make_prompter
-from plast_train.neurons.layers import fixed_layers, usual_number
-from plast_train.run_folder import RunFolder
+from plast_train.neurons.strategies import fixed_layers, usual_number
 
 
 class BaseModel:
@@ -37,24 +35,6 @@ class BaseModel:
         if layers is None:
             layers = list(range(selection.k or usual_number(self.layers)))
         return count_parameters(self.config, layers, selection.modules, train)[1]
-
-
-def check_checkpoints(run: RunFolder, fingerprint: str) -> None:
-    """Checkpoints hold only what is trained, so they are of no use with another base.
-
-    Raises:
-        UserError: the run folder holds one of another base.
-    """
-    for manifest in sorted(run.checkpoints.glob("step-*/manifest.json"), reverse=True):
-        try:
-            made_from = json.loads(manifest.read_text(encoding="utf-8"))["base"]
-        except (OSError, ValueError, KeyError):
-            continue  # torn: the ranks pass over it, loudly
-        if made_from != fingerprint:
-            raise UserError(
-                f"{manifest.parent}: was made from another base than model.path names now "
-                f"({made_from[:16]}…, not {fingerprint[:16]}…); give that base again or another --out"
-            )
 
 
 def usable_records(config: Config, base: BaseModel, records: list[Record]) -> list[Record]:

@@ -13,6 +13,7 @@ from typing import Any
 from launcher.checks.machine import check_disk, check_ranks, check_writable, count_gpus
 from launcher.checks.paths import resolve_paths
 from launcher.processes.torchrun import Machines
+from plast_train.checkpoint.resume import require_base
 from plast_train.config import Config, load_config
 from plast_train.data.questions import Record, complete, read_records
 from plast_train.errors import UserError
@@ -68,7 +69,6 @@ def preflight_config(
         BaseModel,
         check_analyses,
         check_benchmarks,
-        check_checkpoints,
         check_validation,
         usable_records,
     )
@@ -79,7 +79,7 @@ def preflight_config(
     nproc = nproc or max(1, gpus)
     finished = finished_stages(config, run, base, records_text(records))
     if not finished.issuperset(stages):
-        check_checkpoints(run, base["fingerprint"])
+        require_base(run.checkpoints, base["fingerprint"])
         check_ranks(nproc, gpus, os.cpu_count() or 1)
         model = BaseModel(config, Path(base["path"]))
         trained = model.trained_parameters(config.selection, config.train)

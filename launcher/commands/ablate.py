@@ -167,7 +167,7 @@ def _check_room(runs: Sequence[Prepared], prepared: Prepared) -> None:
     """
     from launcher.checks.machine import require_room, run_bytes
     from plast_train.lvlm.architectures import count_parameters, read_architecture
-    from plast_train.neurons.layers import fixed_layers, usual_number
+    from plast_train.neurons.strategies import fixed_layers, usual_number
 
     base, needed = Path(prepared.base["path"]), 0
     architecture = read_architecture(base, "")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from launcher.checks.paths import resolve_paths
 from plast_train.config import Config, SelectionConfig, load_config
 from plast_train.errors import UserError, nearest
-from plast_train.neurons.layers import fixed_layers, usual_number
+from plast_train.neurons.strategies import fixed_layers, usual_number
 
 PREFIX = "plan."
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -80,7 +80,7 @@ def make_plan(recipe: str, config: Config, options: PlanOptions) -> dict[str, An
     folder = local_folder(config.model.path)
     architecture = read_architecture(folder, config.model.path)
     shape = shape_of(architecture)
-    layers, layers_note = layers_to_train(config.selection, shape.decoder.layers)
+    layers, layers_note = layers_to_train(config.selection, shape.decoder.num_layers)
     total, trained = count_parameters(architecture, layers, config.selection.modules, config.train)
     lora = config.train.method == "lora"
     model = TrainedModel(
@@ -102,7 +102,7 @@ def make_plan(recipe: str, config: Config, options: PlanOptions) -> dict[str, An
             "path": config.model.path,
             "architecture_from": str(folder / "config.json") if folder else "built in",
             "dtype": config.model.dtype,
-            "decoder_layers": shape.decoder.layers,
+            "decoder_layers": shape.decoder.num_layers,
             "image_tokens": shape.image_tokens,
         },
         "parameters": {"total": total, "trained": trained, "share": trained / total},

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.processes import attempts
+from launcher.processes.attempts import MetricsFile
 from launcher.processes.lock import only_launcher
-from launcher.processes.metrics_file import MetricsFile
 from launcher.processes.outcome import Outcome
 from launcher.processes.stops import Stops
 from plast_train.config import dump_config

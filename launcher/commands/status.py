@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.processes.attempts import Attempt, again_path, read_attempts
+from launcher.processes.attempts import Attempt, again_path, last_metrics, read_attempts
 from launcher.processes.lock import Owner, lock_path, read_owner
-from launcher.processes.metrics_file import last_metrics
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""`plast doctor`: what this machine has, what is missing, and how to mend it."""
+"""`plast doctor`: what this machine has, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Literal
 
 import psutil
 
-from launcher.environment import describe_gpus, installed_version
+from launcher.checks.machine import count_gpus
+from launcher.environment import installed_version
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 NEEDED = ("torch", "transformers", "deepspeed", "tokenizers", "safetensors", "sentencepiece", "pydantic")
@@ -75,67 +76,59 @@ def tested_versions(constraints: Path) -> dict[str, str]:
 
 
 def devices() -> Iterator[Finding]:
-    import torch
+    from plast_train.runtime.hardware import cuda_version, describe_gpus, has_bfloat16
 
     memory = psutil.virtual_memory().total
     yield Finding("ok", "cpu", f"{os.cpu_count()} cores, {memory / GIGABYTE:.0f} GB memory")
     gpus = describe_gpus()
     for index, gpu in enumerate(gpus):
-        text = (
-            f"{gpu['name']}, {gpu['memory_bytes'] / GIGABYTE:.0f} GB, compute capability {gpu['capability']}"
-        )
-        yield Finding("ok", f"gpu {index}", text)
-    if gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
+        size = f"{gpu['memory_bytes'] / GIGABYTE:.0f} GB"
+        yield Finding("ok", f"gpu {index}", f"{gpu['name']}, {size}, compute capability {gpu['capability']}")
+    if gpus and not has_bfloat16():
         yield Finding("warn", "bfloat16", "this GPU has none in hardware", "use model.dtype=float32")
     elif gpus:
         yield Finding("ok", "bfloat16", "in hardware")
-    elif torch.version.cuda:
-        yield Finding(
-            "warn", "gpu", f"torch is built for CUDA {torch.version.cuda}, but no GPU is visible",
-            "look at nvidia-smi and CUDA_VISIBLE_DEVICES; in a container, start it with --gpus all",
-        )  # fmt: skip
+    elif cuda := cuda_version():
+        text = f"torch is built for CUDA {cuda}, but no GPU is visible"
+        remedy = "check nvidia-smi and CUDA_VISIBLE_DEVICES; start a container with --gpus all"
+        yield Finding("warn", "gpu", text, remedy)
     else:
         yield Finding("ok", "gpu", "none; ranks run on the CPU, enough for the tiny model (plast demo)")
 
 
 def communication() -> Iterator[Finding]:
-    """What ranks talk through: NCCL between GPUs, else gloo, which needs this host's name to resolve."""
-    import torch
-    import torch.distributed as dist
+    """What ranks exchange through: NCCL between GPUs, else gloo, which needs this host's name to resolve."""
+    from plast_train.runtime.hardware import nccl_version
 
-    gpus = torch.cuda.device_count()
-    if gpus and not dist.is_nccl_available():
-        yield Finding("fail", "nccl", "torch has none", "install a torch build with CUDA")
-    elif gpus:
-        yield Finding("ok", "nccl", ".".join(map(str, torch.cuda.nccl.version())))
-    else:
+    num_gpus = count_gpus()
+    if not num_gpus:
         yield Finding("ok", "gloo", "between CPU ranks")
+    elif nccl := nccl_version():
+        yield Finding("ok", "nccl", nccl)
+    else:
+        yield Finding("fail", "nccl", "torch has none", "install a torch build with CUDA")
     try:
         socket.gethostbyname(socket.gethostname())
     except OSError:
-        yield Finding(
-            "warn", "hostname", f"{socket.gethostname()} does not resolve",
-            "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to a network interface",
-        )  # fmt: skip
+        remedy = "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface"
+        yield Finding("warn", "hostname", f"{socket.gethostname()} does not resolve", remedy)
     shared = Path("/dev/shm")
-    if gpus > 1 and shared.is_dir() and shutil.disk_usage(shared).total < GIGABYTE:
-        yield Finding(
-            "warn", "/dev/shm", "smaller than 1 GB; NCCL may fail", "start the container with --shm-size=8g"
-        )
+    # Ranks of one machine exchange through it; Docker's default is 64 MB.
+    if num_gpus > 1 and shared.is_dir() and shutil.disk_usage(shared).total < GIGABYTE:
+        remedy = "start the container with --shm-size=8g"
+        yield Finding("warn", "/dev/shm", "smaller than 1 GB; NCCL may fail", remedy)
 
 
 def compiler() -> Iterator[Finding]:
-    """On a GPU Triton compiles for flex attention; DeepSpeed does for its optimizer on the CPU."""
-    import torch
-
-    if torch.cuda.device_count():
-        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton looks for it
-        found = [name for name in names if shutil.which(name)]
-        if found:
-            yield Finding("ok", "C compiler", f"{found[0]}, for Triton")
+    """On a GPU Triton compiles flex attention; DeepSpeed compiles its optimizer for the CPU."""
+    if count_gpus():
+        names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton searches
+        if found := next(filter(shutil.which, names), None):
+            yield Finding("ok", "C compiler", f"{found}, for Triton")
         else:
             text = f"no {' or '.join(names)} on the path; attention on a GPU needs it (Triton)"
             yield Finding("fail", "C compiler", text, "apt-get install gcc, or name another in CC")
+    # The ranks find what lies beside Python also where the environment is not activated (`rank_environment`).
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     missing = [name for name in ("ninja", "g++") if shutil.which(name, path=path) is None]
     if missing:
@@ -149,7 +142,7 @@ def disk() -> Iterator[Finding]:
     folder = Path.cwd()
     free = shutil.disk_usage(folder).free
     if not os.access(folder, os.W_OK | os.X_OK):
-        yield Finding("fail", "disk", f"no permission to write in {folder}", "go to a folder of yours")
+        yield Finding("fail", "disk", f"no permission to write in {folder}", "change to a folder of your own")
     elif free < 5 * GIGABYTE:
         text = f"{free / GIGABYTE:.1f} GB free in {folder}"
         yield Finding("warn", "disk", text, "a 7B run needs about 60 GB; give --out on another disk")
@@ -163,6 +156,6 @@ def slurm() -> Iterator[Finding]:
         nodes = os.environ.get("SLURM_JOB_NUM_NODES", "?")
         yield Finding("ok", "slurm", f"inside job {job} on {nodes} nodes")
     elif shutil.which("sbatch"):
-        yield Finding("ok", "slurm", "sbatch is there; this is not a compute node of a job")
+        yield Finding("ok", "slurm", "sbatch is installed; this machine is not inside a job")
     else:
         yield Finding("ok", "slurm", "none on this machine")

@@ -1,4 +1,4 @@
-"""Stand-ins for data or a tokenizer that are not at hand yet; a plan says where it used them."""
+"""Stand-ins for data or a tokenizer that do not exist yet; a plan names those it used."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _QUESTION = {
     "tr": "Küçük fincan masanın sol tarafında mı duruyor?",
     "ru": "Маленькая чашка стоит на левой стороне стола?",
 }
-# Bytes of a word that a LLaMA-like 32k tokenizer makes one token of, by the highest character: ASCII, other
-# Latin, Greek, Cyrillic, the rest. Fitted to xGQA and XQuAD: within 25 % of a real tokenizer's count for each
-# language there but Indonesian (half); an image has ten times the tokens of a question.
+# Bytes per token of a LLaMA-like 32k tokenizer, by the highest character of the word: ASCII, other Latin,
+# Greek, Cyrillic, the rest. Fitted to xGQA and XQuAD: within 25 % of a real tokenizer's count for each
+# language there except Indonesian (half). An image has ten times the tokens of a question, so little depends
+# on it.
 _BYTES_PER_TOKEN = (("\x7f", 6.0), ("\u024f", 2.0), ("\u03ff", 2.2), ("\u052f", 4.5), ("\U0010ffff", 2.2))
 _FIRST_ID = 10**6  # above every real vocabulary, the image token included
 _WORD = re.compile(r"\s*<image>|</s>|\s*\w+|\s*[^\w\s]")
@@ -62,7 +63,9 @@ def _pieces(word: str) -> int:
     return max(1, round(len(word.encode()) / rate))
 
 
-def assumed_records(count: int, languages: Sequence[str]) -> list[Record]:
-    """Records of one ordinary question each, every one about an image of its own."""
+def assumed_records(num_records: int, languages: Sequence[str]) -> list[Record]:
+    """Records of one ordinary question each, each about a different image."""
     questions = {language: _QUESTION.get(language, _QUESTION["pt"]) for language in languages}
-    return [Record(f"assumed-{n}", questions, f"assumed-{n}.jpg", None, "assumed") for n in range(count)]
+    return [
+        Record(f"assumed-{n}", questions, f"assumed-{n}.jpg", None, "assumed") for n in range(num_records)
+    ]

@@ -14,7 +14,7 @@ SHOWN_RANKS = (1, 2, 4, 8)
 
 
 def plan_page(plan: dict[str, Any]) -> str:
-    """The text of a plan that `plan.make_plan` made."""
+    """The text of a plan by `commands.plan.make_plan`."""
     parts = [_model(plan), _data(plan), _work(plan), _memory(plan), _traffic(plan), _time(plan)]
     parts += [_recommendation(plan), _assumptions(plan)]
     return "\n\n".join(parts)
@@ -47,7 +47,7 @@ def _work(plan: dict[str, Any]) -> str:
     rows = [
         ["", "", "tokens", "one by one", "sharing prefixes", "rows", "useful work"],
         ["collecting", f"{c['records']:,} records", *_work_cells(c)],
-        ["training, a step", f"{t['samples']:.0f} pairs", *_work_cells(t)],
+        ["training, per step", f"{t['samples']:.0f} pairs", *_work_cells(t)],
     ]
     saved = t["all_layers_flops"] / t["useful_flops"]
     return "\n".join(
@@ -55,8 +55,8 @@ def _work(plan: dict[str, Any]) -> str:
             "Work",
             *_table(rows),
             *_wrapped(
-                f"training in all: {t['steps']:,} steps, {t['records']:,} records "
-                f"({t['validation_records']} more held back), {t['total_samples']:,.0f} pairs, "
+                f"whole training: {t['steps']:,} steps, {t['records']:,} records "
+                f"({t['validation_records']} more held out), {t['total_samples']:,.0f} pairs, "
                 f"{t['total_tokens']:,.0f} tokens, {_flop(t['total_useful_flops'])}; training every layer "
                 f"would take {saved:.2f}× the FLOPs"
             ),
@@ -78,7 +78,9 @@ def _memory(plan: dict[str, Any]) -> str:
     head = ["", "ranks", "weights", "grads", "optim.", "activ.", "logits", "other", "peak", "fits"]
     head += ["recomp.", "fits"]
     rows = [head]
-    for entry in _shown(plan):
+    for entry in plan["settings"]:
+        if entry["ranks"] not in _ranks(plan):
+            continue
         kept = entry["memory"]
         other = kept["working"] + kept["buffers"] + kept["runtime"]
         keys = ("weights", "gradients", "optimizer", "activations", "logits")
@@ -94,29 +96,25 @@ def _memory(plan: dict[str, Any]) -> str:
                 _card(entry["cards_with_recompute"]),
             ]
         )
-    row = plan["training"]["longest_row"]
+    longest = plan["training"]["longest_row"]
+    num_gpus = plan["options"]["gpus"]
+    host_notes = [
+        f" {Path(entry['deepspeed']).stem} also takes {_gib(entry['memory']['host'])} GiB of host memory per "
+        f"rank ({num_gpus} ranks)."
+        for entry in plan["settings"]
+        if entry["ranks"] == num_gpus and entry["memory"]["host"]
+    ]
     return "\n".join(
         [
-            f"Memory of a rank, GiB (rows of up to {row:,} tokens; recomp.: peak with train.recompute=true)",
+            f"Memory per rank, GiB (rows of up to {longest:,} tokens; recomp.: peak with "
+            "train.recompute=true)",
             *_table(rows),
             *_wrapped(
-                f"'fits' is the smallest of {', '.join(map(str, CARDS))} GB whose {USABLE:.0%} hold the "
-                "peak. 'other': gradients at work in one layer, DeepSpeed's buckets and gathered weights, "
-                f"and CUDA with NCCL.{_host_note(plan)}"
+                f"'fits' is the smallest card of {', '.join(map(str, CARDS))} GB whose {USABLE:.0%} hold the "
+                "peak. 'other': one layer's gradients in use, DeepSpeed's buckets and gathered weights, and "
+                f"CUDA with NCCL.{''.join(host_notes)}"
             ),
         ]
-    )
-
-
-def _host_note(plan: dict[str, Any]) -> str:
-    gpus = plan["options"]["gpus"]
-    host = {
-        Path(e["deepspeed"]).stem: _gib(e["memory"]["host"])
-        for e in plan["settings"]
-        if e["ranks"] == gpus and e["memory"]["host"]
-    }
-    return "".join(
-        f" {name} also takes {size} GiB of host memory a rank ({gpus} ranks)." for name, size in host.items()
     )
 
 
@@ -126,13 +124,22 @@ def _traffic(plan: dict[str, Any]) -> str:
     for name in dict.fromkeys(entry["deepspeed"] for entry in plan["settings"]):
         sent = {e["ranks"]: sum(e["traffic"].values()) for e in plan["settings"] if e["deepspeed"] == name}
         rows.append([Path(name).stem, *(f"{sent[count] / 1e9:.2f} GB" for count in ranks)])
-    return "\n".join(["Bytes between ranks in a step (ring algorithms)", *_table(rows)])
+    return "\n".join(["Bytes between ranks per step (ring algorithms)", *_table(rows)])
 
 
 def _time(plan: dict[str, Any]) -> str:
     options = plan["options"]
     rows = [
-        ["ranks", "rows a rank", "idle", "s a step", "training", "with recompute", "collecting", "GPU time"]
+        [
+            "ranks",
+            "rows per rank",
+            "idle",
+            "s per step",
+            "training",
+            "with recompute",
+            "collecting",
+            "GPU time",
+        ]
     ]
     for entry in plan["time"]:
         if entry["ranks"] not in _ranks(plan):
@@ -152,7 +159,7 @@ def _time(plan: dict[str, Any]) -> str:
         )
     return "\n".join(
         [
-            f"Time at {options['mfu']:.0%} MFU of {options['peak_tflops']:g} TFLOP/s a GPU "
+            f"Time at {options['mfu']:.0%} MFU of {options['peak_tflops']:g} TFLOP/s per GPU "
             "(plan.mfu, plan.peak_tflops)",
             *_table(rows),
         ]
@@ -161,10 +168,8 @@ def _time(plan: dict[str, Any]) -> str:
 
 def _recommendation(plan: dict[str, Any]) -> str:
     advice, options = plan["recommendation"], plan["options"]
-    machine = (
-        f"Recommended for {options['gpus']} GPUs of {options['gpu_memory']:g} GB (plan.gpus, plan.gpu_memory)"
-    )
-    lines = [machine]
+    gpus = f"{options['gpus']} GPUs of {options['gpu_memory']:g} GB (plan.gpus, plan.gpu_memory)"
+    lines = [f"Recommended for {gpus}"]
     if advice["deepspeed"] is not None:
         recompute = str(advice["recompute"]).lower()
         lines.append(f"  train.deepspeed={advice['deepspeed']} train.recompute={recompute}")
@@ -176,14 +181,9 @@ def _recommendation(plan: dict[str, Any]) -> str:
 
 def _assumptions(plan: dict[str, Any]) -> str:
     if not plan["assumptions"]:
-        return "Nothing about model, layers or data is assumed."
+        return "Assumed: nothing about the model, layers or data."
     lines = [line for text in plan["assumptions"] for line in _wrapped(text, "- ")]
     return "\n".join(["Assumed", *lines])
-
-
-def _shown(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    ranks = _ranks(plan)
-    return [entry for entry in plan["settings"] if entry["ranks"] in ranks]
 
 
 def _ranks(plan: dict[str, Any]) -> list[int]:
@@ -191,7 +191,7 @@ def _ranks(plan: dict[str, Any]) -> list[int]:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """First column to the left, the others to the right."""
+    """The first column aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

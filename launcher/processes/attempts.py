@@ -1,8 +1,9 @@
-"""What became of each launch with ranks: `RUN/attempts.jsonl`, and what follows from it for the next one.
+"""How each launch with ranks ended: `RUN/attempts.jsonl`, and what follows from it for the next one.
 
 An attempt that never ended was lost from outside (a node, a SIGKILL of everything) and says nothing about the
 run. Those that ended by a fault of the run's own are counted: after two in a row at one place of the training
-the next launch goes on from the checkpoint before, after three it is given up with a diagnosis.
+the next launch resumes from the checkpoint before (`checkpoint.resume`), after three the run is given up
+with a diagnosis.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from plast_train.checkpoint.format import checkpoints, set_aside
+from plast_train.checkpoint import resume
 from plast_train.run_folder import RunFolder, publish_text
 
-# Faults of the run's own; `lost`, `interrupted` and `user` are none.
+# Faults of the run's own, unlike being lost, `interrupted`, or an error of the `user`.
 OWN_FAULTS = ("hang", "killed", "defect")
-# Ends after which the same command may well go on by itself.
+# After these the same command may well succeed, so a job script restarts it.
 RESTARTED = (*OWN_FAULTS, "interrupted")
+# One fault may be chance (a flaky GPU or network). A second at the same step points at the checkpoint that
+# both resumed from; a third, from another checkpoint, at the data or the program, which no restart changes.
 FAULTS_BEFORE_GOING_BACK = 2
 FAULTS_BEFORE_GIVING_UP = 3
 
@@ -49,14 +52,20 @@ def attempts_path(run: RunFolder) -> Path:
 
 
 def again_path(run: RunFolder) -> Path:
-    """There, with a line of reason, while the same command should be started again."""
+    """Exists, with a line of reason, while the same command should be started again."""
     return run.logs / "again"
 
 
 def read_attempts(run: RunFolder) -> list[Attempt]:
     """All attempts in order; a line that a kill has torn is left out."""
     attempts: dict[int, Attempt] = {}
-    for event in _events(attempts_path(run)):
+    path = attempts_path(run)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # torn
         number = event["attempt"]
         if event["event"] == "began":
             attempts[number] = Attempt(number, event)
@@ -66,7 +75,7 @@ def read_attempts(run: RunFolder) -> list[Attempt]:
 
 
 def begin(run: RunFolder, nproc: int, machines: int) -> int:
-    """Writes down that an attempt begins, and returns its number. To be called under the run's lock."""
+    """Records that an attempt begins, and returns its number. To be called under the run's lock."""
     number = max((attempt.number for attempt in read_attempts(run)), default=0) + 1
     again_path(run).unlink(missing_ok=True)
     event = {
@@ -99,7 +108,7 @@ def end(
 
 
 def ask_for_restart(run: RunFolder, reason: str) -> None:
-    """Tells whoever started the launcher (a job script, a container's restart policy) to do so again."""
+    """Asks whoever started the launcher (a job script, a container's restart policy) to do so again."""
     publish_text(again_path(run), " ".join(reason.split()) + "\n")
 
 
@@ -115,30 +124,24 @@ def faults_in_a_row(attempts: list[Attempt]) -> list[Attempt]:
 
 def go_back(run: RunFolder) -> str | None:
     """After two faults in a row at one step of the training: sets the newest checkpoint aside, so that the
-    run goes on from the one before, and returns the line that says so. To be called under the run's lock."""
+    run resumes from the one before, and returns the sentence for the user. Called under the run's lock."""
     row = faults_in_a_row(read_attempts(run))
     if len(row) != FAULTS_BEFORE_GOING_BACK or row[0].place[0] != "train":
         return None
-    newest = next(iter(checkpoints(run.checkpoints)), None)
-    if newest is None:
-        return None
-    return (
-        f"failed {len(row)} times {_where(*row[0].place)}: the newest checkpoint is set aside as "
-        f"{set_aside(newest)}; going on from the one before"
-    )
+    return resume.go_back(run.checkpoints, _where(*row[0].place))
 
 
 def diagnosis(run: RunFolder) -> str | None:
-    """What to say when the run has failed for the third time at one place, and is not to be tried again."""
+    """The message when the run has failed for the third time at one place, and should not be tried again."""
     row = faults_in_a_row(read_attempts(run))
     if len(row) < FAULTS_BEFORE_GIVING_UP:
         return None
-    lines = [f"failed {len(row)} times {_where(*row[0].place)}; it is not tried again by itself:"]
+    lines = [f"failed {len(row)} times {_where(*row[0].place)}; it is not restarted automatically:"]
     for attempt in row:
         assert attempt.ended is not None
         rank = "" if attempt.ended["rank"] is None else f", rank {attempt.ended['rank']}"
         lines.append(f"  attempt {attempt.number} ({attempt.kind}{rank}): {attempt.ended['message']}")
-    lines.append("look at: " + "; ".join(_REMEDIES[kind] for kind in dict.fromkeys(_kinds(row))))
+    lines.append("look at: " + "; ".join(dict.fromkeys(_REMEDIES[str(attempt.kind)] for attempt in row)))
     return "\n".join(lines)
 
 
@@ -150,25 +153,9 @@ def _where(stage: str | None, step: int | None) -> str:
 
 _REMEDIES = {
     "hang": "the stacks in logs/stacks-rank-*.txt, and the named rank's machine (dmesg, nvidia-smi)",
-    "killed": "memory (dmesg, `plast plan`): lower tokens_per_row or give fewer ranks",
+    "killed": "memory (dmesg, `plast plan`): lower tokens_per_row or use fewer ranks",
     "defect": "the trace in logs/rank-*.log; the same place each time points at the records of that step",
 }
-
-
-def _kinds(row: list[Attempt]) -> list[str]:
-    return [str(attempt.kind) for attempt in row]
-
-
-def _events(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    events = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue  # torn
-    return events
 
 
 def _append(path: Path, event: dict[str, Any]) -> None:
@@ -183,3 +170,35 @@ def _append(path: Path, event: dict[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def last_metrics(path: Path) -> dict[str, Any] | None:
+    """The last whole line of metrics.jsonl; None before the first step."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))  # bytes, some hundred lines
+        lines = file.read().split(b"\n")
+    for line in reversed(lines[:-1]):  # what follows the last newline is being written, or torn
+        try:
+            metrics: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue
+        return metrics
+    return None
+
+
+class MetricsFile:
+    """metrics.jsonl as it is before an attempt: training writes a new file when its loop begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._before = path, _inode(path)
+
+    def last_step(self) -> int | None:
+        """The last step that this attempt has finished or resumed from; None where its loop never began."""
+        metrics = last_metrics(self.path) if _inode(self.path) != self._before else None
+        return metrics["step"] if metrics else None
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None

@@ -2,8 +2,8 @@
 
 `python -m launcher.processes.child MODULE ARGUMENTS…` runs MODULE as `python -m MODULE ARGUMENTS…` would, but
 
-- it ends when its parent does, so that a launcher that is killed leaves no rank behind that goes on writing
-  into the run folder (Linux; elsewhere the ranks end at their next exchange);
+- it ends when its parent does, so that a killed launcher leaves no rank behind that still writes into the run
+  folder (Linux; elsewhere the ranks end at their next exchange);
 - it ignores the stop signals until it handles them itself: torchrun's agent would kill the ranks while they
   save, and a rank would die of one that arrives before its handlers are set. The launcher signals the ranks
   directly.

@@ -1,7 +1,13 @@
-"""How an attempt ended and why: from the failure notes of all ranks and what torchrun says."""
+"""How an attempt ends and why: from the failure notes of all ranks and torchrun's own log.
+
+A rank that fails leaves the others waiting for it. Each machine's launcher sees the note, gives its own ranks
+a short time (`OtherRanks`), and then says what came first (`outcome_of`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import socket
@@ -9,25 +15,37 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from plast_train.runtime.failures import (
+    SECONDS_FOR_HANG_NOTES,
     Failure,
     first_failure,
     note_paths,
     publish_failure,
     read_failures,
+    stacks_path,
     this_start,
 )
 
-# How a line of torchrun's agent begins in its log, and how it tells that a signal ended a rank.
+# How a line of torchrun's agent begins in its log, and how it reports that a signal ended a rank.
 _AGENT_SAYS = re.compile(r"^\S+ \S+ \d+ torch/distributed/", re.MULTILINE)
 _RANK_KILLED = re.compile(r"rank +: (?P<rank>\d+) .*\n +exitcode +: -(?P<signal>\d+) ")
-# Where all that is known follows from a failure elsewhere, how long to wait for the other machine's note.
+# Where every known failure follows from one elsewhere, how long to wait for the other machine's note: its
+# launcher needs a moment to see a killed rank, and a shared file system some seconds to show the note.
 SECONDS_FOR_OTHER_MACHINES = 15
+# Ranks whose connection has broken fail at once, and a rank that cannot stops the others from ending.
+SECONDS_TO_END = 5
+# Longer where all end together and write something first: the stacks of a hang, the checkpoint of an
+# interruption.
+SECONDS_TO_END_TOGETHER = 30
+SECONDS_BETWEEN_LOOKS = 1.0
+_MEMORY = "; if memory ran out (see dmesg), lower tokens_per_row or use fewer ranks"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`kind` is done, interrupted, user, hang, killed or defect; `message` a line, `trace` what precedes."""
+    """`kind` is done, interrupted, user, hang, killed or defect; `message` a line, `trace` the traceback."""
 
     kind: str
     message: str = ""
@@ -37,15 +55,15 @@ class Outcome:
 
 
 class Notes:
-    """The failure notes of one attempt: those that were there before belong to an earlier one, and so do
-    those of ranks that an earlier start of this job has left behind."""
+    """The failure notes of one attempt: those that existed before belong to an earlier one, and so do those
+    of ranks that an earlier start of this job has left behind."""
 
     def __init__(self, logs: Path) -> None:
         self.logs = logs
-        self._old = {path: _stamp(path) for path in note_paths(logs)}
+        self._before = {path: _stamp(path) for path in note_paths(logs)}
 
     def read(self) -> list[Failure]:
-        fresh = [path for path in note_paths(self.logs) if self._old.get(path) != _stamp(path)]
+        fresh = [path for path in note_paths(self.logs) if self._before.get(path) != _stamp(path)]
         return [failure for failure in read_failures(fresh) if failure.start == this_start()]
 
 
@@ -57,10 +75,57 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return stat.st_ino, stat.st_mtime_ns
 
 
-def outcome_of(notes: Notes, log: Path, code: int, first_rank: int, several_machines: bool) -> Outcome:
-    """Why the ranks ended, after torchrun here ended with `code`; `log` is what it said.
+class OtherRanks:
+    """The ranks on this machine after one anywhere has failed: they wait for it, and must not wait long."""
 
-    A rank that was killed cannot say so itself, so its machine's launcher leaves the note, for all to read.
+    def __init__(self, agent: int, notes: Notes) -> None:
+        self._agent, self._notes = agent, notes
+        self._looked = self._first_note = self._first_hang = 0.0
+        self._described = False
+
+    def are_overdue(self) -> bool:
+        """Whether a rank failed so long ago that those here should have ended. To be called often."""
+        now = time.monotonic()
+        if now - self._looked < SECONDS_BETWEEN_LOOKS:
+            return False
+        self._looked = now
+        kinds = {failure.kind for failure in self._notes.read()}
+        if not kinds:
+            return False
+        self._first_note = self._first_note or now
+        if "hang" in kinds:
+            self._first_hang = self._first_hang or now
+            if not self._described and now - self._first_hang > SECONDS_FOR_HANG_NOTES:
+                self._described = True
+                _describe_silent(self._agent, self._notes)
+        together = kinds & {"hang", "interrupted"}
+        return now - self._first_note > (SECONDS_TO_END_TOGETHER if together else SECONDS_TO_END)
+
+
+def _describe_silent(agent: int, notes: Notes) -> None:
+    """Leaves the notes of hung ranks that cannot: a stopped process, or one that a system call holds."""
+    spoken = {failure.rank for failure in notes.read()}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(agent).children():
+            with contextlib.suppress(psutil.NoSuchProcess, KeyError):
+                rank = int(process.environ()["RANK"])
+                if rank in spoken:
+                    continue
+                state = process.status()
+                lines = [f"rank {rank}, process {process.pid}, left no stacks; its state is: {state}"]
+                for thread in sorted(Path(f"/proc/{process.pid}/task").glob("*")):
+                    with contextlib.suppress(OSError):  # a thread that has just ended
+                        name, waits = (thread / "comm").read_text().strip(), (thread / "wchan").read_text()
+                        lines.append(f"thread {thread.name} ({name}): in the kernel at {waits}")
+                stacks_path(notes.logs, rank).write_text("\n".join(lines) + os.linesep, encoding="utf-8")
+                where = f"an unknown place (its process state is: {state})"
+                publish_failure(notes.logs, Failure(rank, "hang", "no rank made progress", where=where))
+
+
+def outcome_of(notes: Notes, log: Path, code: int, first_rank: int, several_machines: bool) -> Outcome:
+    """Why the ranks ended, after torchrun here ended with `code`; `log` is its output.
+
+    A rank that was killed cannot report it, so its machine's launcher leaves the note, for all to read.
     """
     if code == 0 and not notes.read():
         return Outcome("done")
@@ -99,11 +164,8 @@ def _killed_rank(agent: str, code: int, first_rank: int) -> Failure | None:
     return None
 
 
-_MEMORY = "; if memory ran out (see dmesg), lower tokens_per_row or give fewer ranks"
-
-
 def _hang(failures: list[Failure]) -> Outcome:
-    """Names those that did not wait for others; where all wait, each with its place."""
+    """Names the ranks that did not wait for others; where all wait, every rank with its stack location."""
     failures = sorted(failures, key=lambda failure: failure.rank)
     culprits = [failure for failure in failures if not failure.in_exchange]
     named = ", ".join(f"rank {f.rank} at {f.where}" for f in culprits or failures)
@@ -119,7 +181,7 @@ def _hang(failures: list[Failure]) -> Outcome:
 
 
 def _unexplained(agent: str, code: int) -> Outcome:
-    """A rank that failed before it could leave a note writes where torchrun does."""
+    """A rank that failed before it could leave a note has written into torchrun's log."""
     trace = _AGENT_SAYS.split(agent, maxsplit=1)[0].rstrip()
     last = trace.splitlines()[-1] if trace else f"torchrun ended with code {code}"
     return Outcome("defect", last, trace=trace)

@@ -14,8 +14,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stops:
-    """Within its `with` block a stop signal does nothing but end what is inside `end_this`. After the ranks
-    have ended, repeats of the signal that ended them must not keep the launcher from saying so."""
+    """Within its `with` block a stop signal only ends what runs inside `end_this`. After the ranks have
+    ended, repeats of the signal that ended them must not keep the launcher from reporting it."""
 
     def __init__(self) -> None:
         self._came: signal.Signals | None = None
@@ -24,7 +24,7 @@ class Stops:
 
     @contextlib.contextmanager
     def end_this(self) -> Iterator[None]:
-        """Raises Interrupted: a stop signal came in here, or before."""
+        """Raises Interrupted when a stop signal arrives inside, or arrived before."""
         self._ends = True
         try:
             self._end()

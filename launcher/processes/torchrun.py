@@ -15,19 +15,18 @@ from types import FrameType
 import psutil
 
 from launcher.processes.child import STOP_SIGNALS
-from launcher.processes.other_ranks import SECONDS_TO_END, OtherRanks
-from launcher.processes.outcome import Notes, Outcome, outcome_of
+from launcher.processes.outcome import SECONDS_TO_END, Notes, OtherRanks, Outcome, outcome_of
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder
 from plast_train.runtime.failures import note_paths
 
 # What a rank runs, as `python -m`.
 PIPELINE = "plast_train.pipeline"
-# A rank whose handlers are not set yet ignores signals, so a stop is repeated until the ranks have ended.
+# A rank that has not set its handlers yet ignores signals, so a stop is repeated until the ranks have ended.
 SECONDS_BETWEEN_SIGNALS = 2.0
-# More CPU threads than this do not make a rank on a GPU faster.
+# A rank on a GPU only decodes images on the CPU; more threads than this do not make that faster.
 MOST_THREADS = 8
-
+# What ranks have handlers for; a terminal's SIGINT and SIGHUP reach them as SIGTERM.
 PASSED_ON = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
@@ -43,12 +42,12 @@ class Machines:
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Machines:
-        """Raises UserError for a value that is no number, and for several machines without an address."""
+        """Raises UserError for a value that is not a number, and for several machines without an address."""
 
         def number(name: str, default: int) -> int:
             text = environment.get(name, str(default))
             if not text.isdigit():
-                raise UserError(f"environment variable {name}={text}: must be a number")
+                raise UserError(f"environment variable {name}={text}: it must be a number")
             return int(text)
 
         count, rank = number("NNODES", 1), number("NODE_RANK", 0)
@@ -58,7 +57,7 @@ class Machines:
         if not address:
             raise UserError(f"NNODES={count}, but MASTER_ADDR, the first machine's address, is not set")
         if rank >= count:
-            raise UserError(f"NODE_RANK={rank}, but NNODES={count}; ranks of machines count from 0")
+            raise UserError(f"NODE_RANK={rank}, but NNODES={count}; machines are numbered from 0")
         return Machines(count, rank, address, number("MASTER_PORT", 29500))
 
     @property
@@ -77,7 +76,7 @@ class Machines:
 def command(
     run: RunFolder, arguments: Sequence[str], nproc: int, machines: Machines, module: str | None = None
 ) -> list[str]:
-    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline or of `module`. Their
+    """The argument list that starts torchrun's agent with `nproc` ranks of the pipeline or of `module`, whose
     own arguments are the run's folder and `arguments` (of the pipeline: stages)."""
     return [
         *(sys.executable, "-m", "launcher.processes.child", "torch.distributed.run"),
@@ -94,13 +93,13 @@ def rank_environment(nproc: int, gpus: int) -> dict[str, str]:
     """This process's environment for the ranks.
 
     On the CPU a rank has one thread whatever the number of ranks, because sums over another number of
-    threads differ in the last digit; the user's own OMP_NUM_THREADS goes before.
+    threads differ in the last digit; the user's own OMP_NUM_THREADS takes precedence.
     """
     threads = max(1, min(MOST_THREADS, (os.cpu_count() or 1) // nproc)) if gpus else 1
     defaults = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     if not gpus:
-        defaults["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns that it finds no other
-    # DeepSpeed looks for ninja, which lies beside Python also where the environment is not activated.
+        defaults["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed warns that it finds no accelerator
+    # DeepSpeed needs ninja, which lies beside Python also where the environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**defaults, **os.environ, "PATH": path}
 
@@ -138,37 +137,36 @@ def start_ranks(
 
 
 def torchrun_log(run: RunFolder, machines: Machines) -> Path:
-    """What torchrun's agent on this machine says, and a rank that fails before it has a log of its own."""
+    """The output of torchrun's agent on this machine, and of ranks that fail before they have a log."""
     return run.logs / ("torchrun.log" if machines.is_first else f"torchrun-{machines.rank}.log")
 
 
 def _wait(agent: subprocess.Popen[bytes], notes: Notes) -> int:
     """Waits for the end of the ranks, passing signals on. Returns torchrun's exit code.
 
-    When a rank of any machine has left a failure note, those here get a little time to end by themselves.
+    When a rank of any machine has left a failure note, those here get a short time to end by themselves.
 
     Raises:
         KeyboardInterrupt: on a second Ctrl-C, after killing them.
     """
     with _received_signals() as received:
-        said, others = False, OtherRanks(agent.pid, notes)
+        stopping, others = False, OtherRanks(agent.pid, notes)
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                return agent.wait(timeout=SECONDS_BETWEEN_SIGNALS if said else 0.2)
+                return agent.wait(timeout=SECONDS_BETWEEN_SIGNALS if stopping else 0.2)
             if others.are_overdue():
                 _signal(agent, signal.SIGKILL)
                 agent.wait()
-                return 1  # that torchrun was killed says nothing of the failure
+                return 1  # the signal that ended torchrun here says nothing about the failure
             if received.count(signal.SIGINT) > 1:
                 _signal(agent, signal.SIGKILL)
                 agent.wait()
                 raise KeyboardInterrupt
             elif received:
-                # The ranks know no SIGINT and SIGHUP, which a terminal sends.
                 _signal(agent, received[-1] if received[-1] in PASSED_ON else signal.SIGTERM)
-                if not said:
+                if not stopping:
                     print("plast: stopping; the ranks save first", file=sys.stderr, flush=True)
-                said = True
+                stopping = True
 
 
 def _signal(agent: subprocess.Popen[bytes], number: signal.Signals) -> None:

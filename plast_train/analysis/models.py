@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
-from plast_train.checkpoint.checkpoints import load_masters
-from plast_train.checkpoint.format import BrokenCheckpoint, checkpoints, read_manifest
+from plast_train.checkpoint.format import checkpoints
+from plast_train.checkpoint.restore import load_masters
+from plast_train.checkpoint.resume import judge
 from plast_train.context import Context
-from plast_train.errors import UserError
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import load_layers, load_weights, put_weights
 from plast_train.run_folder import read_json
+from plast_train.runtime.late_files import FileWait
 from plast_train.scoring.accuracies import BASE, TRAINED
 
 MODELS = (BASE, TRAINED)
@@ -63,36 +63,29 @@ def _attend(lvlm: Lvlm, implementation: str) -> Lvlm:
 
 
 def each_checkpoint(context: Context) -> Iterator[int]:
-    """The step of each checkpoint that is kept, ascending; the model has its weights then. One that is broken
-    or trains other weights is passed over, loudly. Called by every rank."""
+    """The step of each kept checkpoint, ascending; the model has its weights then. One that is broken or of
+    another base or other layers is skipped with a warning. Called by every rank."""
     parameters = _changed(context)
+    selection, train = read_json(context.run.selection), context.config.train
+    wanted = {
+        "base": context.base["fingerprint"],
+        "layers": selection["selected_layers"],
+        "modules": selection["modules"],
+    }
+    file_wait = FileWait(context.ranks.say)
     found = context.ranks.on_first(lambda: checkpoints(context.run.checkpoints)[::-1])
     for path in found:
         step: int | None = None
         masters: Mapping[str, torch.Tensor] = {}
         if context.ranks.is_first:
-            try:
-                step, masters = int(read_manifest(path)["step"]), _weights_of(context, path)
-                if set(masters) != set(parameters):
-                    raise UserError(f"{path}: is not of this run's layers")
-            except (UserError, BrokenCheckpoint) as error:
-                step = None
-                context.ranks.say(f"WARNING: {path.name} is left out of the analysis: {error}")
+            verdict = judge(path, wanted, file_wait)
+            if verdict.fits:
+                step, masters = int(verdict.manifest["step"]), load_masters(path, verdict.manifest)
+                if train.method == "lora":
+                    masters = MergedWeights(context.lvlm.path, masters, train.lora_scale)
+            else:
+                context.ranks.say(f"WARNING: {verdict.problem}; it is left out of the analysis")
         step = context.ranks.broadcast(step)
         if step is not None:
             put_weights(parameters, masters, context.ranks)
             yield step
-
-
-def _weights_of(context: Context, checkpoint: Path) -> Mapping[str, torch.Tensor]:
-    """By the name that the base's parameter has; LoRA adapters are merged into the base's.
-
-    Raises:
-        BrokenCheckpoint: it is.
-        UserError: it is of another base.
-    """
-    if read_manifest(checkpoint)["base"] != context.base["fingerprint"]:
-        raise UserError(f"{checkpoint}: is not of this run's base")
-    masters = load_masters(checkpoint)
-    train = context.config.train
-    return MergedWeights(context.lvlm.path, masters, train.lora_scale) if train.method == "lora" else masters

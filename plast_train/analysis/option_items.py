@@ -24,7 +24,7 @@ from plast_train.data.token_tree import Key, TokenTree, build_tree, split_tree
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
 from plast_train.scoring.questions import Question, letter_tokens, questions_of
-from plast_train.scoring.scores import option_logits_right
+from plast_train.scoring.records import option_logits_right
 from plast_train.tasks.benchmarks import Benchmark
 from plast_train.tasks.multiple_choice import CIRCULAR_STEP
 
@@ -98,7 +98,8 @@ class OptionItems:
         """One row, ready for `model`, which is the LVLM as it runs."""
         row = pack_row(trees)
         pictures = [to_rgb(Image.open(io.BytesIO(self.images[name]))) for name in row.images]
-        inputs = row_inputs(model, row, lvlm.pixel_values(pictures))
+        row = replace(row, pixel_values=lvlm.pixel_values(pictures))
+        inputs = row_inputs(model, row)
         read = [placed.at(placed.sequence.last_prompt_position) for placed in row.placed]
         inputs["logits_to_keep"] = torch.tensor(read, device=inputs["input_ids"].device)
         return ItemRow(inputs, [placed.sequence.key.record for placed in row.placed])

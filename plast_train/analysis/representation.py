@@ -20,10 +20,10 @@ from plast_train.analysis.models import MODELS, for_rows, load_weights_of, selec
 from plast_train.analysis.stability import analysed_records
 from plast_train.context import Context
 from plast_train.data.languages import ENGLISH
-from plast_train.data.packing import PackedRow, pack_row, shard_rows
+from plast_train.data.packing import PackedRow, shard_rows
 from plast_train.errors import Interrupted
-from plast_train.lvlm.forward import forward_ready
-from plast_train.neurons.probing import probe_inputs, probe_rows
+from plast_train.lvlm.forward import forward_ready, load_row, row_inputs
+from plast_train.neurons.probing import probe_rows
 
 POSITIONS = ("last", "text")
 
@@ -106,9 +106,9 @@ def _states(context: Context, numbers: Sequence[int], name: str) -> dict[int, to
         for rank_row in shard_rows(rows, ranks.rank, ranks.world):
             if ranks.should_stop():
                 raise Interrupted(f"analyse: stopped by a signal in representation, {name}")
-            row = pack_row(rank_row.trees)
+            row = load_row(rank_row.trees, lvlm)
             reader.watch(row)
-            model(**probe_inputs(lvlm, model, row), use_cache=False)
+            model(**row_inputs(model, row), use_cache=False)
             if rank_row.counts:
                 # A tree holds one record in all languages, in their order.
                 for tree, own in zip(rank_row.trees, reader.states.split(languages), strict=True):

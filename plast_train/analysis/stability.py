@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from plast_train.analysis.models import each_checkpoint, for_rows, load_weights_of, selected_layers
 from plast_train.context import Context
@@ -62,17 +63,11 @@ def analysed_records(context: Context) -> list[int]:
 
 
 def rank_correlation(one: list[float], other: list[float]) -> float | None:
-    """Spearman's ρ, equal values sharing their mean rank; None where one list is constant."""
-    ranks = [_ranks(np.asarray(values)) for values in (one, other)]
-    a, b = (r - r.mean() for r in ranks)
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else None
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    below = (values[None, :] < values[:, None]).sum(axis=1)
-    same = (values[None, :] == values[:, None]).sum(axis=1)
-    return below + (same + 1) / 2
+    """Spearman's ρ, equal values sharing their mean rank; None where one list is constant, for then no rank
+    differs and ρ is not defined."""
+    if min(np.ptp(one), np.ptp(other)) == 0:
+        return None
+    return float(stats.spearmanr(one, other).statistic)
 
 
 def _of_model(context: Context, numbers: list[int], name: str) -> dict[str, Any]:

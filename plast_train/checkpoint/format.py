@@ -1,15 +1,19 @@
 """What a checkpoint is on disk, and whether it is whole.
 
-`manifest.json`, written last, lists every shard with size and SHA-256 and gives its own SHA-256. Imports no
-torch, so that the launcher can ask.
+`RUN/checkpoints/step-NNNNNNNN/` holds one shard per rank and `manifest.json`. A shard has, of every trained
+tensor, the elements that its rank owns: key `name@first-element`, `[3, elements]` float32 (master weight and
+Adam's two moments). The manifest, written last, makes the folder a checkpoint: it lists every shard with size
+and SHA-256 and gives its own SHA-256. Imports no torch, so that the launcher can read checkpoints too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,36 @@ from plast_train.runtime.late_files import FileWait, has_bytes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+BYTES_PER_PARAMETER = 12  # an fp32 master and two fp32 moments
+OVERHEAD_PER_RANK = 64 * 1024  # tensor names and random states (the CPU generator's alone has 5 KB)
 _STEP_FOLDER = re.compile(r"step-\d{8}")
 _SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.safetensors")
 
 
 class BrokenCheckpoint(ValueError):
-    """A published checkpoint that is torn, corrupt or lacks a file. The message names the file."""
+    """A published checkpoint is torn, corrupt or lacks a file. The message names the file."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to: the base's fingerprint, what of it is trained (`parameters`: name →
+    shape), and the `settings` that the course of training depends on, the order of the data above all (JSON
+    values). The manifest has the same keys."""
+
+    base: str
+    layers: list[int]
+    modules: str
+    parameters: dict[str, list[int]]
+    settings: dict[str, Any]
+
+    @property
+    def num_elements(self) -> int:
+        return sum(math.prod(shape) for shape in self.parameters.values())
+
+
+def checkpoint_bytes(num_elements: int, world: int) -> int:
+    """An upper bound of a checkpoint's size for that many trained parameters."""
+    return num_elements * BYTES_PER_PARAMETER + world * OVERHEAD_PER_RANK
 
 
 def step_name(step: int) -> str:
@@ -36,20 +64,20 @@ def shard_name(rank: int, world: int) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The published checkpoints, newest first, without looking into them. Steps tell which is newer: clocks
-    of machines differ, and a file system's times too."""
+    """The published checkpoints, newest first, without looking into them."""
     if not folder.is_dir():
         return []
+    # The step says which is newer: machines' clocks differ, and so do a file system's times.
     return sorted((p for p in folder.iterdir() if _STEP_FOLDER.fullmatch(p.name)), reverse=True)
 
 
 def manifest_text(content: dict[str, Any]) -> str:
-    """The one text of a manifest with this content, which has no `sha256` yet."""
+    """The manifest with this content, which has no `sha256` yet."""
     return to_json(content | {"sha256": _content_hash(content)})
 
 
 def read_manifest(checkpoint: Path, file_wait: FileWait | None = None) -> dict[str, Any]:
-    """Raises BrokenCheckpoint for one that is missing, torn, changed or of another format."""
+    """Raises BrokenCheckpoint for a manifest that is missing, torn, changed or of another format."""
     path = checkpoint / MANIFEST
     if file_wait is not None:
         file_wait.until(lambda: has_bytes(path, 1), path)
@@ -61,80 +89,40 @@ def read_manifest(checkpoint: Path, file_wait: FileWait | None = None) -> dict[s
     except ValueError:
         raise BrokenCheckpoint(f"{MANIFEST} is torn") from None
     if not isinstance(manifest, dict) or manifest.get("sha256") != _content_hash(manifest):
-        raise BrokenCheckpoint(f"{MANIFEST} does not have the SHA-256 that it gives itself")
-    if to_json(manifest) != text:  # white space is not in the hash
-        raise BrokenCheckpoint(f"{MANIFEST} was written over")
+        raise BrokenCheckpoint(f"{MANIFEST} does not have the SHA-256 that it records for itself")
+    if to_json(manifest) != text:  # the hash is of the content, so it misses changed white space
+        raise BrokenCheckpoint(f"{MANIFEST} was changed after it was written")
     if manifest["format"] != FORMAT:
-        raise BrokenCheckpoint(f"{MANIFEST} is of format {manifest['format']}, not {FORMAT}")
+        raise BrokenCheckpoint(f"{MANIFEST} has format {manifest['format']}; this version reads {FORMAT}")
     if checkpoint.name != step_name(manifest["step"]):
-        raise BrokenCheckpoint(f"{MANIFEST} is that of {step_name(manifest['step'])}")
+        raise BrokenCheckpoint(f"{MANIFEST} belongs to {step_name(manifest['step'])}")
     return manifest
 
 
-def read_sizes(checkpoint: Path, file_wait: FileWait) -> dict[str, Any]:
-    """The manifest, after comparing every file's size with it.
-
-    Raises:
-        BrokenCheckpoint: what is wrong, naming the file.
-    """
-    manifest = read_manifest(checkpoint, file_wait)
+def check_sizes(checkpoint: Path, manifest: dict[str, Any], file_wait: FileWait) -> None:
+    """Raises BrokenCheckpoint, naming the file, if a shard is missing or has another size than recorded."""
     for name, entry in manifest["files"].items():
+        # A manifest must not make us read files outside its folder.
         if not _SHARD.fullmatch(name):
-            raise BrokenCheckpoint(f"{MANIFEST} names a file that is no shard: {name!r}")
-        _check_size(checkpoint / name, entry["size"], file_wait)
-    return manifest
+            raise BrokenCheckpoint(f"{MANIFEST} names {name!r}, which is not a shard")
+        path, size = checkpoint / name, entry["size"]
+        file_wait.until(partial(has_bytes, path, size), path)
+        if not path.is_file():
+            raise BrokenCheckpoint(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise BrokenCheckpoint(f"{name} has {path.stat().st_size} bytes instead of {size}")
 
 
-def verify(checkpoint: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The manifest, after comparing every file's size and SHA-256 with it. `say` hears of waiting for files.
-
-    Raises:
-        BrokenCheckpoint: what is wrong, naming the file.
-    """
-    return _verify(checkpoint, FileWait(say))
-
-
-def newest_valid(folder: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, with its manifest; each broken one is named to `warn`."""
-    file_wait = FileWait(warn)
-    for path in checkpoints(folder):
-        try:
-            return path, _verify(path, file_wait)
-        except BrokenCheckpoint as error:
-            warn(f"WARNING: checkpoint {path} is skipped for the one before: {error}")
-    return None
-
-
-def set_aside(checkpoint: Path) -> Path:
-    """Moves a checkpoint out of the others' way, into `RUN/suspect`, and returns where it is then."""
-    folder, number = checkpoint.parent.parent / "suspect", 1
-    folder.mkdir(exist_ok=True)
-    aside = folder / checkpoint.name
-    while aside.exists():
-        number += 1
-        aside = folder / f"{checkpoint.name}-{number}"
-    checkpoint.rename(aside)
-    return aside
-
-
-def _check_size(path: Path, size: int, file_wait: FileWait) -> None:
-    file_wait.until(lambda: has_bytes(path, size), path)
-    if not path.is_file():
-        raise BrokenCheckpoint(f"{path.name} is missing")
-    if path.stat().st_size != size:
-        raise BrokenCheckpoint(f"{path.name} has {path.stat().st_size} bytes instead of {size}")
-
-
-def _verify(checkpoint: Path, file_wait: FileWait) -> dict[str, Any]:
-    manifest = read_sizes(checkpoint, file_wait)
+def check_contents(checkpoint: Path, manifest: dict[str, Any], file_wait: FileWait) -> None:
+    """Raises BrokenCheckpoint, naming the file, if a shard is not, byte for byte, what was written."""
+    check_sizes(checkpoint, manifest, file_wait)
     for name, entry in manifest["files"].items():
         try:
             found = sha256_of(checkpoint / name)
         except OSError as error:
             raise BrokenCheckpoint(f"{name} cannot be read ({error.strerror})") from None
         if found != entry["sha256"]:
-            raise BrokenCheckpoint(f"{name} does not have the SHA-256 that the manifest gives")
-    return manifest
+            raise BrokenCheckpoint(f"{name} does not have the SHA-256 that the manifest records")
 
 
 def _content_hash(manifest: dict[str, Any]) -> str:

@@ -13,13 +13,13 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch.nn import Parameter
 
-KINDS = ("master", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class OwnedRange:
-    """Elements `start:stop` of the flattened tensor `name`, and this rank's memory for them: one 1-D fp32
-    view for each of `KINDS`."""
+    """Elements `start:stop` of the flattened tensor `name`, and this rank's memory for them: 1-D fp32 views
+    of the master and both moments."""
 
     name: str
     start: int
@@ -28,7 +28,7 @@ class OwnedRange:
 
 
 def owned_ranges(engine: DeepSpeedEngine, parameters: dict[str, Parameter]) -> list[OwnedRange]:
-    """This rank's ranges, in the order of `parameters`; over all ranks they cover each tensor just once."""
+    """This rank's ranges, in the order of `parameters`; over all ranks they cover each tensor once."""
     _prepare_moments(engine)
     locate = _locate_stage3 if engine.zero_optimization_stage() == 3 else _locate_stage12
     ranges = []
@@ -38,14 +38,14 @@ def owned_ranges(engine: DeepSpeedEngine, parameters: dict[str, Parameter]) -> l
             continue
         start, length, flat, offset = found
         state = engine.optimizer.optimizer.state[flat]
-        sources = (flat.detach(), *(state[kind] for kind in KINDS[1:]))
+        sources = (flat.detach(), *(state[kind] for kind in _MOMENTS))
         views = tuple(source.narrow(0, offset, length) for source in sources)
         ranges.append(OwnedRange(name, start, start + length, views))
     return ranges
 
 
 def set_adam_step(engine: DeepSpeedEngine, step: int) -> None:
-    """Tells Adam how many steps its moments have seen, for its bias correction."""
+    """Sets how many steps Adam's moments have seen, which its bias correction depends on."""
     for flat in _flat_partitions(engine):
         state = engine.optimizer.optimizer.state[flat]
         if torch.is_tensor(state["step"]):
@@ -77,14 +77,17 @@ def _flat_partitions(engine: DeepSpeedEngine) -> list[torch.Tensor]:
 
 
 def _prepare_moments(engine: DeepSpeedEngine) -> None:
-    """Gives every flat partition the state that Adam would make in its first step."""
+    """Gives every flat partition the state that Adam would make in its first step: a checkpoint may be loaded
+    before it."""
     adam = engine.optimizer.optimizer
     for flat in _flat_partitions(engine):
         if not adam.state[flat]:
-            on_cpu = type(adam).__name__ == "DeepSpeedCPUAdam"  # counts in a plain integer
-            zeros = {kind: torch.zeros_like(flat, requires_grad=False) for kind in KINDS[1:]}
+            # DeepSpeed's Adam on the CPU counts steps in a plain integer, torch's in a tensor.
+            on_cpu = type(adam).__name__ == "DeepSpeedCPUAdam"
+            zeros = {kind: torch.zeros_like(flat, requires_grad=False) for kind in _MOMENTS}
             adam.state[flat] = {"step": 0 if on_cpu else torch.tensor(0.0), **zeros}
     if engine.zero_optimization_stage() != 3:
+        # Gives each parameter its `_hp_mapping`, which DeepSpeed makes at the first step only.
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 

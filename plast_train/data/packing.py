@@ -37,6 +37,8 @@ class PlacedSequence:
 class PackedRow:
     """One row of several trees; tensors are `[tokens]` int64.
 
+    `pixel_values` `[images, 3, height, width]` are those of `images` in their order, on the CPU, once loaded
+    (`lvlm.forward.load_row`); None before, and in a row without images.
     `position_ids` restart at the prefix's end in each branch. `tree` numbers the trees, `branch` is 0 in a
     prefix and 1, 2, … in its branches: together they say what a token may see (`lvlm.attention`).
     """
@@ -47,6 +49,7 @@ class PackedRow:
     branch: torch.Tensor
     images: tuple[str, ...]
     placed: tuple[PlacedSequence, ...]
+    pixel_values: torch.Tensor | None = None
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Row indices that predict a label, and the labels: two int64 tensors `[labels]`."""

@@ -18,9 +18,10 @@ from typing import Any
 from plast_train.config import EvaluateConfig
 from plast_train.errors import UserError
 from plast_train.run_folder import publish_folder, publish_text, read_json, to_json
-from plast_train.scoring.comparisons import Record
+from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import Key
-from plast_train.scoring.scores import compare_all, results
+from plast_train.scoring.records import Record
+from plast_train.scoring.scores import results
 from plast_train.tasks.benchmarks import Benchmark
 from plast_train.tasks.matching import RULES
 

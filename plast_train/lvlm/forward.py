@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from plast_train.data.packing import PackedRow
+from plast_train.data.images import load_image
+from plast_train.data.packing import PackedRow, pack_row
+from plast_train.data.token_tree import TokenTree
 from plast_train.lvlm.attention import attention_mask
+from plast_train.lvlm.loading import Lvlm
 
 
-def row_inputs(model: nn.Module, row: PackedRow, pixels: torch.Tensor | None) -> dict[str, Any]:
-    """The keyword arguments with which a LLaVA model (with or without its head) takes one packed row.
+def load_row(trees: Sequence[TokenTree], lvlm: Lvlm) -> PackedRow:
+    """The row's tensors, its images loaded. Raises UserError for an image that can no longer be read."""
+    row = pack_row(trees)
+    images = [load_image(path) for path in row.images]
+    return replace(row, pixel_values=lvlm.pixel_values(images)) if images else row
 
-    `pixels` are the row's images in order, `[images, 3, height, width]`; None for a row without any.
-    """
+
+def row_inputs(model: nn.Module, row: PackedRow) -> dict[str, Any]:
+    """The keyword arguments with which a LLaVA model (with or without its head) takes one packed row."""
     config: Any = model.config
     device, dtype = model.device, model.dtype
     assert isinstance(device, torch.device) and isinstance(dtype, torch.dtype)
@@ -27,8 +35,8 @@ def row_inputs(model: nn.Module, row: PackedRow, pixels: torch.Tensor | None) ->
         "position_ids": row.position_ids[None].to(device),
         "attention_mask": attention_mask(row, implementation, device, dtype),
     }
-    if pixels is not None:
-        inputs["pixel_values"] = pixels.to(device, dtype)
+    if row.pixel_values is not None:
+        inputs["pixel_values"] = row.pixel_values.to(device, dtype)
     return inputs
 
 

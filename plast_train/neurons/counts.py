@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,17 +34,16 @@ class ActivationCounts:
 
     @classmethod
     def zeros(
-        cls, records: int, layers: int, languages: int, neurons: int, device: torch.device
+        cls, num_records: int, num_layers: int, num_languages: int, num_neurons: int, device: torch.device
     ) -> ActivationCounts:
-        def table(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
+        per_record = (num_records, num_layers, num_languages)
+        per_neuron = (num_languages, num_layers, num_neurons)
         return cls(
-            active=table(records, layers, languages, dtype=torch.int32),
-            shared_with_english=table(records, layers, languages, dtype=torch.int32),
-            neuron_counts=table(languages, layers, neurons),
-            token_counts=table(languages, layers, neurons),
-            tokens=table(languages),
+            active=torch.zeros(per_record, dtype=torch.int32, device=device),
+            shared_with_english=torch.zeros(per_record, dtype=torch.int32, device=device),
+            neuron_counts=torch.zeros(per_neuron, dtype=torch.int64, device=device),
+            token_counts=torch.zeros(per_neuron, dtype=torch.int64, device=device),
+            tokens=torch.zeros(num_languages, dtype=torch.int64, device=device),
         )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -73,7 +73,7 @@ def index_row(row: PackedRow, slots: dict[int, int], english: int, device: torch
     """`slots` maps a record's number to its place in the tables; `english` is English's language number."""
     keys = [p.sequence.key for p in row.placed]
     english_at = {key.record: i for i, key in enumerate(keys) if key.language == english}
-    spans = [(p.span(*p.sequence.question), p.sequence.key.language) for p in row.placed]
+    text = [(at, p.sequence.key.language) for p in row.placed for at in p.span(*p.sequence.question)]
 
     def tensor(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -83,14 +83,14 @@ def index_row(row: PackedRow, slots: dict[int, int], english: int, device: torch
         slot=tensor([slots[key.record] for key in keys]),
         language=tensor([key.language for key in keys]),
         english=tensor([english_at[key.record] for key in keys]),
-        text=tensor([position for span, _ in spans for position in span]),
-        text_language=tensor([language for span, language in spans for _ in span]),
+        text=tensor([at for at, _ in text]),
+        text_language=tensor([language for _, language in text]),
     )
 
 
 class GateCounter:
     """Counts, at each forward pass, the neurons whose gate is open (`act(W_gate x) > 0`) at the positions
-    of the row that `watch` announced."""
+    of the row given to `watch`."""
 
     def __init__(self, counts: ActivationCounts) -> None:
         self.counts = counts
@@ -104,10 +104,9 @@ class GateCounter:
             UserError: layers share a gate module, so that a hook cannot tell them apart.
         """
         if len({id(gate) for gate in gates}) != len(gates):
-            raise UserError("decoder layers share one activation module; this model cannot be probed")
+            raise UserError("The decoder's layers share one activation module; this model cannot be probed.")
         handles = [
-            gate.register_forward_hook(self._hook(layer), always_call=False)
-            for layer, gate in enumerate(gates)
+            gate.register_forward_hook(partial(self._count, number)) for number, gate in enumerate(gates)
         ]
         try:
             yield
@@ -120,26 +119,21 @@ class GateCounter:
         """Counts this row during the block; with None the forward pass is not counted."""
         self._row = row
         if row is not None:
-            ones = torch.ones_like(row.text_language)
-            self.counts.tokens.index_add_(0, row.text_language, ones)
+            self.counts.tokens.index_add_(0, row.text_language, torch.ones_like(row.text_language))
         try:
             yield
         finally:
             self._row = None
 
-    def _hook(self, layer: int) -> Any:
-        def count(_module: nn.Module, _inputs: Any, gate: torch.Tensor) -> None:
-            if self._row is not None:
-                self._count(layer, self._row, gate[0])
-
-        return count
-
-    def _count(self, layer: int, row: RowIndex, gate: torch.Tensor) -> None:
-        """`gate` is `[row length, neurons]`."""
-        counts = self.counts
-        fires = gate[row.last] > 0
+    def _count(self, number: int, _module: nn.Module, _inputs: Any, gate: torch.Tensor) -> None:
+        """The forward hook of layer `number`; `gate` is `[1, row length, N]`."""
+        row, counts = self._row, self.counts
+        if row is None:
+            return
+        fires = gate[0][row.last] > 0
         both = fires & fires[row.english]
-        counts.active[row.slot, layer, row.language] = fires.sum(-1, dtype=torch.int32)
-        counts.shared_with_english[row.slot, layer, row.language] = both.sum(-1, dtype=torch.int32)
-        counts.neuron_counts[:, layer].index_add_(0, row.language, fires.long())
-        counts.token_counts[:, layer].index_add_(0, row.text_language, (gate[row.text] > 0).long())
+        # Each record has one sequence per language: set. A neuron fires in many sequences: added.
+        counts.active[row.slot, number, row.language] = fires.sum(-1, dtype=torch.int32)
+        counts.shared_with_english[row.slot, number, row.language] = both.sum(-1, dtype=torch.int32)
+        counts.neuron_counts[:, number].index_add_(0, row.language, fires.long())
+        counts.token_counts[:, number].index_add_(0, row.text_language, (gate[0][row.text] > 0).long())

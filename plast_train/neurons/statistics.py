@@ -42,17 +42,16 @@ class LayerStatistics:
     active: Floats
 
     @property
-    def layers(self) -> int:
+    def num_layers(self) -> int:
         return int(self.active.shape[0])
 
     def msd(self, reference: Literal["mean", "english"]) -> Floats:
         """`[L]` mean squared deviation of `active`, in neurons squared (arXiv 2508.18381).
 
-        From the mean over languages, divided by their number; or from English, divided by the number of
-        the others.
+        `mean`: Σ_g (n_g - n̄)² / G over the G languages; `english`: Σ_{g≠en} (n_g - n_en)² / (G - 1).
         """
         english = self.languages.index(ENGLISH)
-        result = np.zeros(self.layers)
+        result = np.zeros(self.num_layers)
         for layer, row in enumerate(self.active.tolist()):
             if reference == "mean":
                 centre = math.fsum(row) / len(row)
@@ -86,40 +85,35 @@ def layer_statistics(
     Raises:
         ValueError: the tables are of other languages, hold nothing, or contradict each other.
     """
-    english = languages.index(ENGLISH)
     if position == "last":
-        return _of_last_position(languages, english, tables["active"], tables["shared_with_english"])
-    return _of_question_text(languages, english, tables["token_counts"], tables["tokens"])
+        return _at_last_position(languages, tables["active"], tables["shared_with_english"])
+    return _over_question_text(languages, tables["token_counts"], tables["tokens"])
 
 
-def _of_last_position(
-    languages: tuple[str, ...],
-    english: int,
-    active: NDArray[np.integer],
-    shared: NDArray[np.integer],
+def _at_last_position(
+    languages: tuple[str, ...], active: NDArray[np.integer], shared: NDArray[np.integer]
 ) -> LayerStatistics:
     if active.shape != shared.shape or active.ndim != 3 or active.shape[2] != len(languages):
         raise ValueError(f"active {active.shape} and shared {shared.shape} are not [S, L, {len(languages)}]")
     if active.shape[0] == 0:
         raise ValueError("the tables hold no record")
     size, both = active.astype(np.int64), shared.astype(np.int64)
-    size_en = size[:, :, english : english + 1]
+    english = languages.index(ENGLISH)
+    size_en = np.broadcast_to(size[:, :, english, None], size.shape)
     if (both > np.minimum(size, size_en)).any() or (both < 0).any():
         raise ValueError("an intersection is larger than one of its sets")
-    union = size + size_en - both
+    # [choice] Ratios of single records are averaged, so that every record counts the same; summing the sets
+    # first would weight records by how many neurons they activate.
     return LayerStatistics(
         languages,
-        overlap=_mean_over_records(_ratio(both, np.broadcast_to(size_en, both.shape))),
-        jaccard=_mean_over_records(_ratio(both, union)),
+        overlap=_mean_over_records(_ratio(both, size_en)),
+        jaccard=_mean_over_records(_ratio(both, size + size_en - both)),
         active=size.sum(axis=0) / size.shape[0],
     )
 
 
-def _of_question_text(
-    languages: tuple[str, ...],
-    english: int,
-    counts: NDArray[np.integer],
-    tokens: NDArray[np.integer],
+def _over_question_text(
+    languages: tuple[str, ...], counts: NDArray[np.integer], tokens: NDArray[np.integer]
 ) -> LayerStatistics:
     if counts.ndim != 3 or tokens.shape != (len(languages),) or counts.shape[0] != len(languages):
         raise ValueError(
@@ -132,6 +126,7 @@ def _of_question_text(
     shape = (counts.shape[1], len(languages))
     overlap, jaccard, active = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     # Frequencies over the common denominator tokens·tokens_en are integers, so every sum stays exact.
+    english = languages.index(ENGLISH)
     q = counts[english].astype(np.int64)
     for g in range(len(languages)):
         p = counts[g].astype(np.int64)
@@ -144,12 +139,12 @@ def _of_question_text(
 
 
 def _ratio(part: Integers, whole: Integers) -> Floats:
-    """`part / whole`; 1 where the whole is empty, since all of nothing is shared."""
+    """`part / whole`; 1 where the whole is empty, since everything in an empty set is shared."""
     return np.where(whole == 0, 1.0, part / np.maximum(whole, 1))
 
 
 def _mean_over_records(table: Floats) -> Floats:
     """`[S, L, G]` → `[L, G]`."""
-    records, layers, languages = table.shape
-    columns = table.reshape(records, -1).T
-    return np.array([math.fsum(column.tolist()) / records for column in columns]).reshape(layers, languages)
+    columns = table.reshape(len(table), -1).T
+    means = [math.fsum(column.tolist()) / len(table) for column in columns]
+    return np.array(means).reshape(table.shape[1:])

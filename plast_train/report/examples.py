@@ -17,7 +17,7 @@ from plast_train.figures.page import Section, heading, paragraph, picture, said
 from plast_train.report.accuracy import Result
 from plast_train.run_folder import RunFolder
 from plast_train.scoring.accuracies import BASE, TRAINED
-from plast_train.scoring.comparisons import Record, generated_right
+from plast_train.scoring.records import Record, generated_right
 from plast_train.tasks.benchmarks import benchmarks_of
 
 SHOWN = 6  # of each kind and benchmark

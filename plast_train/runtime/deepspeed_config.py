@@ -1,7 +1,7 @@
 """DeepSpeed's settings for a run, from a JSON in `ds_configs/` or the user's own.
 
 `"auto"` values come from the config; a value that contradicts the config is refused. Nothing here imports
-torch or DeepSpeed, so that every contradiction is found before ranks start.
+torch or DeepSpeed, so that the launcher finds every contradiction before ranks start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ AUTO = "auto"
 
 
 def load_deepspeed_config(config: Config) -> dict[str, Any]:
-    """The settings for `deepspeed.initialize`, but for the micro-steps of a step (see `with_batch`).
+    """The settings for `deepspeed.initialize`, except for the number of micro-steps (see `with_batch`).
 
     Raises:
         UserError: unknown name, unreadable or invalid JSON, a ZeRO stage other than 1, 2, 3, fp16, or a value
@@ -31,7 +31,7 @@ def load_deepspeed_config(config: Config) -> dict[str, Any]:
     _check_zero(source, settings, config)
     clipping = settings.get("gradient_clipping", AUTO)
     _agree(source, "gradient_clipping", clipping, "train.gradient_clipping", config.train.gradient_clipping)
-    # DeepSpeed's own default is 1.0, so clipping is always said, even when it is off.
+    # DeepSpeed's own default is 1.0, so clipping is always set, even when it is off.
     settings["gradient_clipping"] = config.train.gradient_clipping
     settings["train_micro_batch_size_per_gpu"] = 1  # one packed row
     settings.setdefault("steps_per_print", 2**31)  # the run's own progress line is enough
@@ -53,7 +53,7 @@ def offloads_optimizer(settings: dict[str, Any]) -> bool:
 
 
 def deepspeed_names() -> list[str]:
-    """Names of the JSONs that come with the program."""
+    """Names of the JSON files that come with the program."""
     return sorted(
         Path(f.name).stem for f in resources.files("ds_configs").iterdir() if f.name.endswith(".json")
     )
@@ -72,8 +72,8 @@ def _read(name: str) -> tuple[str, dict[str, Any]]:
     else:
         names = deepspeed_names()
         raise UserError(
-            f"train.deepspeed: '{name}' is no DeepSpeed configuration{nearest(name, names)} "
-            f"(there are {', '.join(names)}; or the path of a .json file)"
+            f"train.deepspeed: unknown DeepSpeed configuration '{name}'{nearest(name, names)} "
+            f"(choose {', '.join(names)}, or the path of a .json file)"
         )
     try:
         settings = json.loads(text)
@@ -134,7 +134,7 @@ def _check_precision(source: str, settings: dict[str, Any], config: Config) -> N
             raise UserError(
                 f"{source}: bf16.{key} is true, but master weights and moments are fp32; remove it"
             )
-    # Without it a step is taken with a gradient that is not finite.
+    # Without it DeepSpeed takes a step with a gradient that is not finite.
     check = bf16.get("check_grad_overflow", AUTO)
     _agree(source, "bf16.check_grad_overflow", check, "the check of gradients", True)
     settings["bf16"] = bf16 | {"enabled": wanted, "check_grad_overflow": True}
@@ -163,7 +163,7 @@ def _check_optimizer(source: str, settings: dict[str, Any], config: Config) -> N
         if key not in wanted:
             raise UserError(f"{source}: optimizer.params.{key} has no counterpart in the config; remove it")
         _agree(source, f"optimizer.params.{key}", value, *wanted[key])
-    del settings["optimizer"]  # built by `engine.build_engine` from the config
+    del settings["optimizer"]  # `engine.build_engine` makes it from the config
 
 
 def _check_zero(source: str, settings: dict[str, Any], config: Config) -> None:
@@ -185,12 +185,12 @@ def _check_zero(source: str, settings: dict[str, Any], config: Config) -> None:
         )
     accumulate = _section(source, settings, "data_types").get("grad_accum_dtype")
     if zero["stage"] == 1 and config.model.dtype == "bfloat16" and accumulate == "fp32":
-        # DeepSpeed then switches to another optimizer class, whose states lie elsewhere.
+        # DeepSpeed then takes another optimizer class, whose states checkpoints would not find.
         raise UserError(
             f"{source}: data_types.grad_accum_dtype is fp32 with ZeRO stage 1 and model.dtype bfloat16; "
             "use stage 2"
         )
-    # As in transformers' integration; DeepSpeed's own defaults hold for sizes nobody chose.
+    # As in transformers' integration: sizes that nobody chose keep DeepSpeed's own defaults.
     settings["zero_optimization"] = {key: value for key, value in zero.items() if value != AUTO}
 
 

@@ -1,4 +1,4 @@
-"""Ranks: starting and ending them, exact reductions, the shared stop flag, what reaches the terminal."""
+"""Ranks: starting and ending them, exact reductions, the shared stop flag, output on the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _stop_requested = False
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all. Collectives are to be called by every rank in the same order."""
+    """This process among all ranks. Every rank must call the collectives in the same order."""
 
     rank: int
     world: int
@@ -76,19 +76,19 @@ class Ranks:
         return summed.to(tensor.device)
 
     def share(self, tensor: torch.Tensor) -> None:
-        """Overwrites the tensor, which lies on this rank's device, with rank 0's."""
+        """Overwrites the tensor, which must be on this rank's device, with rank 0's."""
         dist.broadcast(tensor, src=0)
 
     def should_stop(self) -> bool:
-        """Whether any rank was signalled to stop: all ranks get the same answer at the same place. A rank
-        that asks is alive."""
+        """Whether any rank was signalled to stop. All ranks get the same answer at the same place, so that
+        none enters a step that another leaves out. Counts as progress for the watchdog."""
         self.alive()
         flag = torch.tensor([int(_stop_requested)], device=self.device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
         return bool(flag.item())
 
     def alive(self) -> None:
-        """Tells the watchdog that this rank moves. For loops whose rounds may each take minutes."""
+        """Reports progress to the watchdog. For loops whose rounds may each take minutes."""
         self.watchdog.alive()
 
     def say(self, text: str) -> None:
@@ -105,8 +105,8 @@ class Ranks:
 
 
 def start_ranks(logs: Path) -> Ranks:
-    """Joins the process group that torchrun describes. From here on this process's output goes to
-    `logs/rank-N.log`; only `Ranks.say` and the progress line reach rank 0's terminal."""
+    """Joins the process group that torchrun's environment variables describe. From here on this process's
+    output goes to `logs/rank-N.log`; only `Ranks.say` and the progress line reach rank 0's terminal."""
     rank = int(os.environ["RANK"])
     console = _redirect_output(logs / f"rank-{rank}.log")
     logging.basicConfig(
@@ -125,7 +125,7 @@ def start_ranks(logs: Path) -> Ranks:
 
 
 def end_ranks(code: int) -> None:
-    """Leaves without running interpreter shutdown: after ZeRO-3 it sometimes aborts there."""
+    """Exits without interpreter shutdown, which sometimes aborts after ZeRO-3."""
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
@@ -135,11 +135,11 @@ def end_ranks(code: int) -> None:
 def _init_distributed(device: torch.device) -> None:
     import deepspeed
 
-    # Compiled anew for CPU ranks (28 s) and of no use here.
+    # Not needed, and compiling it takes CPU ranks 28 s at each start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # Rank 0 copies and hashes whole models alone. A rank that dies is noticed by torchrun and the launchers,
-    # one that hangs by the watchdog.
+    # The others wait while rank 0 copies and hashes whole models. A rank that dies is noticed by torchrun and
+    # the launchers, one that hangs by the watchdog, so this limit need not be tight.
     deepspeed.init_distributed(
         dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(hours=6)
     )
@@ -154,7 +154,7 @@ def _device() -> torch.device:
 
 
 def _redirect_output(log: Path) -> TextIO:
-    """Points this process's stdout and stderr at its log, also for what native code prints; returns the
+    """Redirects this process's stdout and stderr to its log, including what native code prints; returns the
     terminal."""
     log.parent.mkdir(parents=True, exist_ok=True)
     console = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")
@@ -165,7 +165,7 @@ def _redirect_output(log: Path) -> TextIO:
 
 
 def stop_requested() -> bool:
-    """Whether this rank was signalled to stop; for work that rank 0 does while the others wait."""
+    """Whether this rank was signalled to stop; for work that rank 0 does alone while the others wait."""
     return _stop_requested
 
 

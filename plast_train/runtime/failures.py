@@ -1,4 +1,4 @@
-"""What a rank writes down when it ends early. Exit codes of ranks are lost on their way through torchrun, so
+"""The note a rank leaves when it ends early. Exit codes of ranks are lost on their way through torchrun, so
 the launchers of all machines read these notes in the run folder instead."""
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from plast_train.run_folder import publish_text, to_json
 
-# A rank tells the others this often that it moves; a fifth of the watchdog's limit where that is less.
+# How often a rank reports its progress to the others (more often where the watchdog's limit is short).
 MOST_PULSE_SECONDS = 2.0
-# After the first note of a hang, every rank that runs at all has left its own: one hears of another's last
-# move up to two pulses late.
+# By then, after the first note of a hang, every rank that still runs has left its own: ranks learn of
+# another's last progress up to two pulses late, and as long again is for file systems.
 SECONDS_FOR_HANG_NOTES = 4 * MOST_PULSE_SECONDS
 
 
@@ -25,11 +25,11 @@ def this_start() -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """A rank's end before its time.
+    """Why a rank ended early.
 
     `kind` is interrupted, user, hang, killed or defect. `in_exchange`: the rank was exchanging with others,
-    so its failure may well follow from another rank's. `where` is its place in the program. `start` names the
-    start of the Slurm job: a lost node's ranks may fail long after the job was started again.
+    so its failure may well follow from another rank's. `where` is its stack location. `start` names the start
+    of the Slurm job: a lost node's ranks may fail long after the job was restarted elsewhere.
     """
 
     rank: int
@@ -48,7 +48,7 @@ def note_path(logs: Path, rank: int) -> Path:
 
 
 def stacks_path(logs: Path, rank: int) -> Path:
-    """Where a hung rank stood, thread by thread."""
+    """The stacks of a hung rank's threads."""
     return logs / f"stacks-rank-{rank}.txt"
 
 
@@ -62,7 +62,7 @@ def note_paths(logs: Path) -> list[Path]:
 
 
 def read_failures(paths: list[Path]) -> list[Failure]:
-    """The notes; one that another machine does not show yet is left out."""
+    """The notes; one that the file system does not show yet is left out."""
     failures = []
     for path in paths:
         try:
@@ -73,6 +73,6 @@ def read_failures(paths: list[Path]) -> list[Failure]:
 
 
 def first_failure(failures: list[Failure]) -> Failure | None:
-    """The one that the others follow from: failures in an exchange come last, whatever the clocks of other
-    machines say, and a killed rank, whose end its launcher notes late, first."""
+    """The one that the others follow from: failures in an exchange come last, whatever the machines' clocks
+    say, and a killed rank, whose note its launcher writes late, comes first."""
     return min(failures, key=lambda f: (f.in_exchange, f.kind != "killed", f.time), default=None)

@@ -1,4 +1,4 @@
-"""Files that another machine has written and a shared file system shows late."""
+"""Waiting for files that another machine has written and a shared file system shows late."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-# NFS may go on showing a folder as it was for a minute (its `acdirmax`), Lustre and others for seconds.
+# NFS may show a folder as it was for up to 60 s (its `acdirmax`), Lustre and others for seconds; 10 s more
+# are for the requests themselves.
 SECONDS_TO_SEE = 70.0
 
 
 class FileWait:
-    """Bounded waiting for what a shared file system shows late: `SECONDS_TO_SEE` in all."""
+    """Waits for what a shared file system shows late, `SECONDS_TO_SEE` in all, however many files are waited
+    for: if several are late, they are late together."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._left = say, SECONDS_TO_SEE
 
     def until(self, seen: Callable[[], bool], path: Path) -> bool:
-        """Whether `seen` became true in time; `path` is what is looked for. Says what it waits for."""
+        """Whether `seen` became true in time; `path` is the awaited file. Reports what it waits for."""
         if not seen() and self._left > 0:
             self._say(
-                f"{path} is not all there yet; waiting up to {self._left:.0f} s, as a shared file system may "
+                f"{path} is not complete yet; waiting up to {self._left:.0f} s, as a shared file system may "
                 "show it late"
             )
             began = time.monotonic()
@@ -34,7 +36,7 @@ class FileWait:
 
 
 def has_bytes(path: Path, size: int) -> bool:
-    """Whether the file is there and has at least that many bytes."""
+    """Whether the file exists and has at least that many bytes."""
     try:
         return path.is_file() and path.stat().st_size >= size
     except OSError:

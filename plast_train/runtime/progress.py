@@ -1,5 +1,5 @@
-"""One progress line a stage: tqdm on a terminal, now and then a plain line in a log, and what `plast status`
-reads."""
+"""One progress line per stage: tqdm on a terminal, a plain line every 20 s in a log, and the file that `plast
+status` reads."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from plast_train.runtime.watchdog import Watchdog
 
 SECONDS_BETWEEN_LINES = 20.0
-# In the run folder's logs: how far the loop is that runs or ran last.
+# In the run folder's logs: the progress of the current or last loop.
 PROGRESS = "progress.json"
+# Often enough for `plast status`, seldom enough for a shared file system.
 SECONDS_BETWEEN_FILES = 5.0
 
 log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts work done. Without a console and a file (ranks other than the first) it stays silent. The
-    watchdog hears of each `add`, and that nothing else counts as a move inside the `with` block."""
+    """Counts work done. Without a console and a file (ranks other than the first) it stays silent. Inside the
+    `with` block only `add` counts as progress for the watchdog."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Progress:
         try:
             temporary.write_text(json.dumps(tree | {"per_second": rate, "time": time.time()}))
             temporary.replace(self.file)
-        except OSError as error:  # what matters more will fail on the same disk, and say so
+        except OSError as error:  # the run does not depend on it; what does will fail on the same disk
             log.warning("%s: %s", self.file, error)
 
     def __enter__(self) -> Progress:

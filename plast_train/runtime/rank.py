@@ -15,13 +15,14 @@ from plast_train.runtime.distributed import Ranks, start_ranks
 from plast_train.runtime.failures import Failure, publish_failure
 from plast_train.runtime.stack_location import raised_in_exchange
 
-# How long a shared file system may take to show a file on another machine (NFS: 60 s by default).
+# NFS shows another machine's file after at most 60 s by default (`acdirmax`); twice that, because the folder
+# it lies in may be new too.
 SECONDS_TO_APPEAR = 120
 
 
 def run_rank(run: RunFolder, work: Callable[[Ranks], None]) -> int:
-    """One rank's life: joins the ranks, whose logs are in the run's folder, and does the work. Returns the
-    exit code: 0 done, 2 the user can mend it, 1 otherwise."""
+    """Joins the ranks, whose logs are in the run's folder, and does the work. Returns the exit code: 0 done,
+    2 an error that the user can fix, 1 otherwise."""
     ranks = None
     try:
         ranks = start_ranks(run.logs)
@@ -39,7 +40,7 @@ def _failed(run: RunFolder, ranks: Ranks | None, kind: str, error: Exception, co
     """Leaves a note for the launchers."""
     logging.error("%s", error, exc_info=error)
     if ranks is not None and ranks.watchdog.hung:
-        return code  # it is told already, and what follows is of no use
+        return code  # the watchdog has left its note, and this error only follows from the hang
     message = str(error) if kind in ("user", "interrupted") else f"{type(error).__name__}: {error}"
     failure = Failure(
         rank=int(os.environ["RANK"]),
@@ -59,10 +60,10 @@ def _failed(run: RunFolder, ranks: Ranks | None, kind: str, error: Exception, co
 
 def wait_for_files(run: RunFolder, contents: Mapping[str, str], ranks: Ranks) -> None:
     """Waits until this machine sees the files as rank 0 does: path below the run folder → SHA-256, or
-    `folder`. One rank a machine looks, none on rank 0's.
+    `folder`. One rank of each machine looks, except on rank 0's, which has written them.
 
     Raises:
-        UserError: a file does not come.
+        UserError: a file does not appear.
     """
     if os.environ["LOCAL_RANK"] == "0" and not ranks.is_first:
         deadline = time.monotonic() + SECONDS_TO_APPEAR
@@ -74,4 +75,4 @@ def wait_for_files(run: RunFolder, contents: Mapping[str, str], ranks: Ranks) ->
                 )
             ranks.alive()
             time.sleep(0.5)
-    ranks.barrier()
+    ranks.barrier()  # the other ranks of this machine do not look themselves

@@ -1,30 +1,28 @@
-"""Where a thread stands in the program, and whether it waits for other ranks there."""
+"""Where a thread is in the program, and whether it waits for other ranks there."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
-# Whoever is inside one of these, called from anywhere in the program, exchanges something with other ranks.
+# A thread inside one of these, called from anywhere in the program, exchanges something with other ranks.
 _EXCHANGES = (f"torch{os.sep}distributed{os.sep}", f"plast_train{os.sep}runtime{os.sep}distributed.py")
 
 
 def stack_location(frame: FrameType) -> tuple[bool, str]:
     """Whether the thread is in an exchange, and its innermost place in the program, as
     `training/loop.py:82 in run_loop`."""
-    return _judge([(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in _outwards(frame)])
+    frames = [(f.f_code.co_filename, line, f.f_code.co_name) for f, line in traceback.walk_stack(frame)]
+    return _judge(frames)
 
 
 def raised_in_exchange(trace: TracebackType | None) -> bool:
     """Whether an exception came out of an exchange with other ranks."""
-    frames: list[tuple[str, int, str]] = []
-    while trace is not None:
-        frames.insert(0, (trace.tb_frame.f_code.co_filename, trace.tb_lineno, ""))
-        trace = trace.tb_next
-    return _judge(frames)[0]
+    frames = [(f.f_code.co_filename, line, "") for f, line in traceback.walk_tb(trace)]
+    return _judge(frames[::-1])[0]
 
 
 def _judge(frames: list[tuple[str, int, str]]) -> tuple[bool, str]:
@@ -35,9 +33,3 @@ def _judge(frames: list[tuple[str, int, str]]) -> tuple[bool, str]:
         if file.startswith(_PACKAGE) and not file.endswith(_EXCHANGES[1]):
             return exchange, f"{file.removeprefix(_PACKAGE)}:{line} in {function}"
     return exchange, "outside the program"
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
-from plast_train.data.languages import ENGLISH
-
-BASE, TRAINED, MEAN = "base", "plast", "mean of the others"
+from plast_train.data.languages import ENGLISH, english_first
+from plast_train.scoring.records import BASE, MEAN, TRAINED, headline_rule
 
 # Generated answers before and after, option logits before and after (NaN for open questions); fractions of 1.
 Accuracies = tuple[float, ...]
@@ -42,16 +41,10 @@ def compared_by(comparison: Mapping[str, Any], way: str) -> Mapping[str, Any]:
     return found
 
 
-def rule_of(cells: Mapping[str, Any], asked: str) -> str:
-    """The rule that the benchmark's generated answers are matched by: `asked` (evaluate.matching) for
+def rule_of(cells: Mapping[str, Any], requested: str) -> str:
+    """The rule that the benchmark's generated answers are matched by: `requested` (evaluate.matching) for
     multiple choice, its own for open questions; `cells` as below."""
-    return headline_rule(next(iter(cells.values()))[BASE]["generated"], asked)
-
-
-def headline_rule(rules: Iterable[str], asked: str) -> str:
-    """`asked` if it is among the rules of a benchmark's replies, else the first of them."""
-    rules = list(rules)
-    return asked if asked in rules else rules[0]
+    return headline_rule(next(iter(cells.values()))[BASE]["generated"], requested)
 
 
 def accuracies(cells: Mapping[str, Any], rule: str, way: str = "rows") -> dict[str, Accuracies]:
@@ -61,17 +54,13 @@ def accuracies(cells: Mapping[str, Any], rule: str, way: str = "rows") -> dict[s
     answers are matched, `way` (of `ways_of`) how they are counted.
     """
     rows: dict[str, Accuracies] = {}
-    for language in sorted(cells, key=lambda language: (language != ENGLISH, language)):
-        cell = cells[language]
-        scores = [counted(cell[model], way) for model in (BASE, TRAINED)]
+    for language in english_first(cells):
+        scores = [counted(cells[language][model], way) for model in (BASE, TRAINED)]
         generated = (s["generated"][rule] for s in scores)
-        rows[language] = (*generated, *(_or_nan(s["option_logits"]) for s in scores))
+        logits = (math.nan if s["option_logits"] is None else s["option_logits"] for s in scores)
+        rows[language] = (*generated, *logits)
     others = [row for language, row in rows.items() if language != ENGLISH]
     return rows | {MEAN: tuple(map(fmean, zip(*others, strict=True)))} if others else rows
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def percent(fraction: float) -> str:

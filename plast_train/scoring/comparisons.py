@@ -11,49 +11,42 @@ which McNemar's is the case of one row a unit.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from plast_train.data.languages import ENGLISH
-from plast_train.scoring.accuracies import MEAN, headline_rule
+from plast_train.data.languages import ENGLISH, english_first
+from plast_train.scoring.records import (
+    MEAN,
+    Record,
+    Right,
+    by_benchmark,
+    by_question,
+    headline_rule,
+    right_by_score,
+    way_together,
+)
 from plast_train.scoring.significance import differing_units, holm, interval, mcnemar
 from plast_train.tasks.matching import RULES
 
-Record = Mapping[str, Any]
-Right = Callable[[Record], bool]
 # unit → rows that the trained model has right and the base has not, less the reverse; rows
 Units = dict[int, tuple[int, int]]
-# Way of counting rows that belong together as one question → the records' field that names the question.
-TOGETHER = {"circular": "group", "pairs": "pair"}
 
 
-def generated_right(record: Record, rule: str) -> bool:
-    """Whether the reply, matched by `rule`, is right; no match, an empty reply and a refusal are wrong."""
-    return record["matched"][rule] in (record.get("answers") or [record["answer"]])
-
-
-def option_logits_right(record: Record) -> bool:
-    """Whether the right option's letter has the highest next-token logit; of equals, the first counts."""
-    logits = record["option_logits"]
-    return bool(max(sorted(logits), key=logits.__getitem__) == record["answer"])
-
-
-def way_together(records: Iterable[Record]) -> str | None:
-    """How these records can be counted beside row by row; None where no row belongs to another."""
-    named = {way for record in records for way, field in TOGETHER.items() if record.get(field) is not None}
-    return next((way for way in TOGETHER if way in named), None)
-
-
-def question_of(record: Record, way: str) -> int:
-    """A row without circular question or pair is a question of its own."""
-    question = record.get(TOGETHER[way])
-    return int(record["index"] if question is None else question)
+def compare_all(records: Iterable[Record], base: str, trained: str, matching: str) -> dict[str, Any]:
+    """`{benchmark: {language or "mean of the others": comparison}}` of the models of these names; for the
+    comparison see `compare`."""
+    return {
+        benchmark: compare(
+            {language: models[base] for language, models in languages.items()},
+            {language: models[trained] for language, models in languages.items()},
+            matching,
+        )
+        for benchmark, languages in by_benchmark(records).items()
+    }
 
 
 def compare(
@@ -66,57 +59,51 @@ def compare(
 
     `base` and `trained`: language → records of the same rows. For each there is `rule`; `generated` and
     `option_logits` (None for open questions), each a comparison, those of a language with `p_holm`, its p
-    corrected over the languages; `formatting`, whether the interval of `generated` lies above 0 and that of
-    `option_logits` does not: the gain is one in the form of answers. A circular benchmark adds `circular`,
-    the same over questions whose rows must all be right; one with yes/no pairs `pairs`, where both must be.
+    corrected over the languages; `formatting` (`is_formatting`). A circular benchmark adds `circular`, the
+    same over questions whose rows must all be right; one with yes/no pairs `pairs`, where both must be.
     """
     some = next(iter(base.values()))[0]
-    rule = headline_rule(some["matched"], matching)
-    languages = sorted(base, key=lambda language: (language != ENGLISH, language))
-    scores: dict[str, Right] = {"generated": partial(generated_right, rule=rule)}
-    if some["option_logits"] is not None:
-        scores["option_logits"] = option_logits_right
     together = way_together(chain.from_iterable(base.values()))
-    found: dict[str | None, dict[str, dict[str, Any]]] = {}
+    table: dict[str, dict[str, Any]] = {}
     for way in dict.fromkeys([None, together]):
         by_score = {
-            name: _by_language({x: units_of(base[x], trained[x], right, way) for x in languages}, seed)
-            for name, right in scores.items()
+            score: _by_language(
+                {x: _units(base[x], trained[x], right, way) for x in english_first(base)}, seed
+            )
+            for score, right in right_by_score(some, matching).items()
         }
-        found[way] = {label: _joined(by_score, label) for label in by_score["generated"]}
-    return {
-        label: {"rule": rule, **own, **({together: found[together][label]} if together else {})}
-        for label, own in found[None].items()
-    }
-
-
-def _joined(by_score: Mapping[str, Mapping[str, Any]], label: str) -> dict[str, Any]:
-    generated = by_score["generated"][label]
-    logits = by_score["option_logits"][label] if "option_logits" in by_score else None
-    formatting = logits is not None and is_formatting(generated["low"], logits["low"])
-    return {"generated": generated, "option_logits": logits, "formatting": formatting}
+        for label, generated in by_score["generated"].items():
+            logits = by_score.get("option_logits", {}).get(label)
+            formatting = logits is not None and is_formatting(generated["low"], logits["low"])
+            found = {"generated": generated, "option_logits": logits, "formatting": formatting}
+            if way is None:
+                table[label] = {"rule": headline_rule(some["matched"], matching), **found}
+            else:
+                table[label][way] = found
+    return table
 
 
 def is_formatting(generated: float | None, option_logits: float | None) -> bool:
-    """Whether a gain shows in generated answers alone, by the lower ends of the changes' intervals."""
+    """Whether a gain is one in the form of answers alone, by the lower ends of the changes' intervals: above
+    0 in generated answers, but not in option logits, which need no reply in the right form."""
     return (generated or 0) > 0 and (option_logits or 0) <= 0
 
 
-def units_of(base: Sequence[Record], trained: Sequence[Record], right: Right, way: str | None) -> Units:
+def _units(base: Sequence[Record], trained: Sequence[Record], right: Right, way: str | None) -> Units:
     """The gains of each unit, by the index of its question. With a way of `TOGETHER` a unit counts as one
     row, right if all its rows are."""
-    rows: dict[int, list[tuple[bool, bool]]] = defaultdict(list)
-    after = {record["index"]: right(record) for record in trained}
-    for record in base:
-        unit = question_of(record, way or "circular")
-        rows[unit].append((right(record), after[record["index"]]))
-    if way:
-        return {u: (all(a for _, a in own) - all(b for b, _ in own), 1) for u, own in rows.items()}
-    return {u: (sum(a - b for b, a in own), len(own)) for u, own in rows.items()}
+    trained_right = {record["index"]: right(record) for record in trained}
+    units = {}
+    # Rows of a circular question are one text in other orders, so also row by row they form one unit.
+    for unit, rows in by_question(base, way or "circular").items():
+        before, after = [right(row) for row in rows], [trained_right[row["index"]] for row in rows]
+        units[unit] = (all(after) - all(before), 1) if way else (sum(after) - sum(before), len(rows))
+    return units
 
 
 def _by_language(units: Mapping[str, Units], seed: int) -> dict[str, dict[str, Any]]:
     found = {language: _comparison([own], seed) for language, own in units.items()}
+    # Holm's family is the languages; their mean is one question of its own.
     corrected = holm([comparison["p"] for comparison in found.values()])
     for comparison, p in zip(found.values(), corrected, strict=True):
         comparison["p_holm"] = p

@@ -31,7 +31,7 @@ def _select(context: Context) -> list[Path]:
     config, run = context.config, context.run
     tables = load_file(run.statistics)
     statistics = layer_statistics(tables, tuple(config.data.languages), config.probe.position)
-    summary = summary_tree(statistics, config, records=len(tables["record_index"]))
+    summary = summary_tree(statistics, config, len(tables["record_index"]))
     publish_text(run.summary, to_json(summary))
     selection = select_layers(statistics, config.selection, config.seed)
     context.ranks.say(layer_table(statistics, selection))
@@ -53,7 +53,7 @@ def _select(context: Context) -> list[Path]:
     return [run.summary, run.selection, *plot_layers(summary, tree, run.report)]
 
 
-def summary_tree(statistics: LayerStatistics, config: Config, records: int) -> dict[str, Any]:
+def summary_tree(statistics: LayerStatistics, config: Config, num_records: int) -> dict[str, Any]:
     """What `summary.json` holds, and which reading of the method it is."""
 
     def by_language(table: Any) -> dict[str, list[float]]:
@@ -61,8 +61,8 @@ def summary_tree(statistics: LayerStatistics, config: Config, records: int) -> d
 
     return {
         "languages": list(statistics.languages),
-        "layers": statistics.layers,
-        "records": records,
+        "layers": statistics.num_layers,
+        "records": num_records,
         "overlap": by_language(statistics.overlap),
         "jaccard": by_language(statistics.jaccard),
         "active": by_language(statistics.active),

@@ -7,21 +7,12 @@ a shape, a colour, a place, a number, `(colour, shape)`, or None.
 from collections.abc import Callable
 
 from plast_train.tiny.words import (
-    AR_COLOURS,
-    AR_SHAPES,
+    COLOUR_FORMS,
     NUMBER_TEXTS,
     PLACE_TEXTS,
-    PT_COLOURS,
-    PT_SHAPES,
-    RU_SHAPES,
+    SHAPE_FORMS,
     SW_HAS,
     SW_IS_AT,
-    SW_SHAPES,
-    TR_COLOURS,
-    TR_SHAPES,
-    ZH_COLOURS,
-    ZH_SHAPES,
-    russian_colour,
     swahili_colour,
 )
 
@@ -45,10 +36,11 @@ Wordings = tuple[str, str]
 def _english(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
     at = PLACE_TEXTS["en"].get(place, "")
     a = "an" if colour == "orange" else "a"
-    count = {"1": "is exactly one object"}.get(
-        number, f"are exactly {NUMBER_TEXTS['en'].get(number)} objects"
+    is_there = (
+        "Is there exactly one object"
+        if number == "1"
+        else (f"Are there exactly {NUMBER_TEXTS['en'].get(number)} objects")
     )
-    verb, rest = count.split(" ", 1)
     return {
         "colour of shape": (f"What colour is the {shape}?", f"Which colour does the {shape} have?"),
         "shape of colour": (f"Which shape is {colour}?", f"What is the {colour} shape?"),
@@ -59,16 +51,13 @@ def _english(kind: str, shape: str, colour: str, place: str, number: str) -> Wor
         "count all": ("How many objects are there?", "How many objects do you see in the picture?"),
         "count colour": (f"How many {colour} objects are there?", f"How many {colour} objects do you see?"),
         "exists": (f"Is there {a} {colour} {shape}?", f"Is there {a} {colour} {shape}, yes or no?"),
-        "count check": (
-            f"{verb.capitalize()} there {rest}?",
-            f"{verb.capitalize()} there {rest}, yes or no?",
-        ),
+        "count check": (f"{is_there}?", f"{is_there}, yes or no?"),
     }[kind]
 
 
 def _chinese(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
-    s, measure = ZH_SHAPES.get(shape, ("", ""))
-    c = ZH_COLOURS.get(colour, "")
+    s, measure = SHAPE_FORMS["zh"].get(shape, ("", ""))
+    (c,) = COLOUR_FORMS["zh"].get(colour, ("",))
     at = PLACE_TEXTS["zh"].get(place, "")
     n = NUMBER_TEXTS["zh"].get(number, "")
     return {
@@ -86,8 +75,8 @@ def _chinese(kind: str, shape: str, colour: str, place: str, number: str) -> Wor
 
 
 def _portuguese(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
-    s, gender = PT_SHAPES.get(shape, ("", "m"))
-    masculine, feminine, plural = PT_COLOURS.get(colour, ("", "", ""))
+    s, gender = SHAPE_FORMS["pt"].get(shape, ("", "m"))
+    masculine, feminine, plural = COLOUR_FORMS["pt"].get(colour, ("", "", ""))
     the, of_the, a = {"m": ("o", "do", "um"), "f": ("a", "da", "uma")}[gender]
     c = masculine if gender == "m" else feminine
     at = PLACE_TEXTS["pt"].get(place, "")
@@ -107,8 +96,8 @@ def _portuguese(kind: str, shape: str, colour: str, place: str, number: str) -> 
 
 
 def _arabic(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
-    s, gender = AR_SHAPES.get(shape, ("", "m"))
-    masculine, feminine = AR_COLOURS.get(colour, ("", ""))
+    s, gender = SHAPE_FORMS["ar"].get(shape, ("", "m"))
+    masculine, feminine = COLOUR_FORMS["ar"].get(colour, ("", ""))
     there_is, c = ("يوجد", masculine) if gender == "m" else ("توجد", feminine)
     at = PLACE_TEXTS["ar"].get(place, "")
     # One and two objects: singular and dual before the number; three and four: number, then plural.
@@ -128,8 +117,8 @@ def _arabic(kind: str, shape: str, colour: str, place: str, number: str) -> Word
 
 
 def _turkish(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
-    s, genitive = TR_SHAPES.get(shape, ("", ""))
-    c = TR_COLOURS.get(colour, "")
+    s, genitive = SHAPE_FORMS["tr"].get(shape, ("", ""))
+    (c,) = COLOUR_FORMS["tr"].get(colour, ("",))
     at = PLACE_TEXTS["tr"].get(place, "")
     n = NUMBER_TEXTS["tr"].get(number, "")
     return {
@@ -147,10 +136,9 @@ def _turkish(kind: str, shape: str, colour: str, place: str, number: str) -> Wor
 
 
 def _russian(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
-    s, genitive, gender = RU_SHAPES.get(shape, ("", "", "m"))
-    c, feminine, plural = (
-        russian_colour(colour, form) if colour else "" for form in (gender, "f", "genitive plural")
-    )
+    s, genitive, gender = SHAPE_FORMS["ru"].get(shape, ("", "", "m"))
+    masculine, feminine, neuter, plural = COLOUR_FORMS["ru"].get(colour, ("", "", "", ""))
+    c = {"m": masculine, "f": feminine, "n": neuter}[gender]
     seen = {"m": "виден", "f": "видна", "n": "видно"}[gender]
     at = PLACE_TEXTS["ru"].get(place, "")
     objects = f"{NUMBER_TEXTS['ru'].get(number)} {'предмет' if number == '1' else 'предмета'}"
@@ -169,8 +157,8 @@ def _russian(kind: str, shape: str, colour: str, place: str, number: str) -> Wor
 
 
 def _swahili(kind: str, shape: str, colour: str, place: str, number: str) -> Wordings:
-    s, noun_class = SW_SHAPES.get(shape, ("", 9))
-    c, of_rangi, plural = (swahili_colour(colour, n) if colour else "" for n in (noun_class, 9, 6))
+    s, noun_class = SHAPE_FORMS["sw"].get(shape, ("", "9"))
+    c, of_rangi, plural = (swahili_colour(colour, n) if colour else "" for n in (noun_class, "9", "6"))
     at = PLACE_TEXTS["sw"].get(place, "")
     things = f"{'umbo' if number == '1' else 'maumbo'} {NUMBER_TEXTS['sw'].get(number)}"
     return {
@@ -208,13 +196,7 @@ def ask(language: str, kind: str, wording: int, subject: Subject) -> str:
         assert isinstance(subject, tuple)
         slots["colour"], slots["shape"] = subject
     elif isinstance(subject, str):
-        slots[_slot(kind)] = subject
+        # The kind's last word says what its subject is; "count check" is about a number.
+        slots["number" if kind == "count check" else kind.rsplit(" ", 1)[1]] = subject
     text = _ASK[language](kind, *slots.values())[wording]
     return text[0].upper() + text[1:]
-
-
-def _slot(kind: str) -> str:
-    """What a kind with a one-word subject asks about."""
-    if kind == "count check":
-        return "number"
-    return kind.rsplit(" ", 1)[1]

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
-from plast_train.data.images import load_image
-from plast_train.data.packing import PackedRow, RankRow, pack_row, shard_step
+from plast_train.data.packing import PackedRow, RankRow, shard_step
 from plast_train.data.sampling import Step
-from plast_train.lvlm.forward import row_inputs
+from plast_train.lvlm.forward import load_row
 from plast_train.lvlm.loading import Lvlm
 from plast_train.runtime.distributed import Ranks
 
 
 @dataclass(frozen=True)
-class Row:
-    """A packed row with `pixel_values` `[images, …]` on the CPU. One that does not count only keeps this
-    rank in step with the others."""
-
-    packed: PackedRow
-    pixel_values: torch.Tensor | None
-    counts: bool
-
-
-@dataclass(frozen=True)
 class Batch:
-    """One rank's rows of a step, and how long the loop waited for them, in seconds."""
+    """One rank's rows of a step, as planned and as tensors, and how long the loop waited for them, in
+    seconds."""
 
     step: Step
-    rows: list[Row]
+    rows: list[tuple[RankRow, PackedRow]]
     waited: float
 
 
@@ -41,8 +28,9 @@ def batches(steps: Sequence[Step], lvlm: Lvlm, ranks: Ranks) -> Iterator[Batch]:
     """This rank's batches; a thread makes the next one while the caller works on one."""
     with ThreadPoolExecutor(max_workers=1) as pool:
 
-        def ready(step: Step) -> list[Row]:
-            return [load_row(rank_row, lvlm) for rank_row in shard_step(step.rows, ranks.rank, ranks.world)]
+        def ready(step: Step) -> list[tuple[RankRow, PackedRow]]:
+            rank_rows = shard_step(step.rows, ranks.rank, ranks.world)
+            return [(rank_row, load_row(rank_row.trees, lvlm)) for rank_row in rank_rows]
 
         ahead = pool.submit(ready, steps[0]) if steps else None
         for number, step in enumerate(steps):
@@ -52,21 +40,3 @@ def batches(steps: Sequence[Step], lvlm: Lvlm, ranks: Ranks) -> Iterator[Batch]:
             waited = time.monotonic() - began
             ahead = pool.submit(ready, steps[number + 1]) if number + 1 < len(steps) else None
             yield Batch(step, rows, waited)
-
-
-def load_row(rank_row: RankRow, lvlm: Lvlm) -> Row:
-    packed = pack_row(rank_row.trees)
-    images = [load_image(path) for path in packed.images]
-    return Row(packed, lvlm.pixel_values(images) if images else None, rank_row.counts)
-
-
-def token_losses(forward: Callable[..., Any], lvlm: Lvlm, row: Row) -> torch.Tensor:
-    """Cross-entropy of each label token, float32 `[labels]` in the order of `PackedRow.targets`, in nats.
-
-    `forward` is the model or the engine around it. Logits are computed where there is a label only.
-    """
-    indices, labels = row.packed.targets()
-    inputs = row_inputs(lvlm.model, row.packed, row.pixel_values)
-    device = inputs["input_ids"].device
-    logits = forward(**inputs, logits_to_keep=indices.to(device), use_cache=False).logits
-    return torch.nn.functional.cross_entropy(logits[0].float(), labels.to(device), reduction="none")

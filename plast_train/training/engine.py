@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
 from plast_train.config import Config, TrainConfig
+from plast_train.lvlm.lora import remove_adapters
 from plast_train.runtime.deepspeed_config import load_deepspeed_config, offloads_optimizer, with_batch
 
 
@@ -22,41 +25,38 @@ def build_engine(
 ) -> DeepSpeedEngine:
     """DeepSpeed around `model`; AdamW with fp32 masters and moments for `parameters` alone.
 
-    `micro_steps` packed rows a rank make one optimizer step. Weight decay, where asked for, is for every
-    trained tensor alike.
+    `micro_steps` packed rows per rank make one optimizer step. Weight decay applies to every trained tensor
+    alike, norms included.
 
     Raises:
         UserError: the DeepSpeed JSON contradicts the config.
     """
     settings = with_batch(load_deepspeed_config(config), world, micro_steps)
-    # DeepSpeed calls collectives by names that torch 2.13 renames: several log lines a step.
+    # DeepSpeed calls collectives by names that torch 2.13 deprecates: several log lines per step.
     warnings.filterwarnings("ignore", message=r".*torch\.distributed\.\w+_tensor. is deprecated")
+    train = config.train
+    optimizer_type: Any = torch.optim.AdamW
+    options: dict[str, Any] = {}
+    if offloads_optimizer(settings):
+        # Steps the states in host memory, where they are. DeepSpeed compiles it at its first use, so it is
+        # imported only when it is needed.
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        optimizer_type, options = DeepSpeedCPUAdam, {"adamw_mode": True}
+    optimizer = optimizer_type(
+        list(parameters.values()),
+        lr=train.learning_rate,
+        betas=train.betas,
+        weight_decay=train.weight_decay,
+        **options,
+    )
     engine, _, _, _ = deepspeed.initialize(
         model=model,
-        optimizer=_optimizer(parameters, config.train, offloads_optimizer(settings)),
+        optimizer=optimizer,
         config=settings,
         dist_init_required=False,
     )
     return engine
-
-
-def _optimizer(
-    parameters: dict[str, torch.nn.Parameter], train: TrainConfig, on_cpu: bool
-) -> torch.optim.Optimizer:
-    if on_cpu:
-        # Steps the states where they lie; compiled at its first use, hence only when offloading.
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(
-            list(parameters.values()),
-            lr=train.learning_rate,
-            betas=train.betas,
-            weight_decay=train.weight_decay,
-            adamw_mode=True,
-        )
-    return torch.optim.AdamW(
-        parameters.values(), lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
-    )
 
 
 def learning_rate(step: int, total_steps: int, train: TrainConfig) -> float:
@@ -72,3 +72,22 @@ def learning_rate(step: int, total_steps: int, train: TrainConfig) -> float:
 def set_learning_rate(engine: DeepSpeedEngine, rate: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
+
+
+def release_engine(engine: DeepSpeedEngine, model: torch.nn.Module) -> None:
+    """Takes DeepSpeed's hooks and states, and LoRA adapters, off the model, which later stages use again."""
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.empty_partition_cache()
+    engine.destroy()
+    for parameter in model.parameters():
+        parameter.grad = None  # of a step that was not taken
+        # DeepSpeed leaves references to its optimizer here, which would keep masters and moments alive.
+        for keeper in ("_z3_optimizer", "_zero_optimizer"):
+            parameter.__dict__.pop(keeper, None)
+    remove_adapters(model)
+    model.requires_grad_(False)
+    engine.optimizer.optimizer.state.clear()
+    if engine.device.type == "cuda":
+        # The engine is part of reference cycles, so only the collector frees its memory.
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""The stage `export`: the base's folder again, with the trained tensors, or those that LoRA adapters were
+"""The stage `export`: a copy of the base's folder with the trained tensors, or those that LoRA adapters were
 merged into, in place of the base's.
 
-A weight file is copied byte for byte and only the ranges that hold trained tensors are written over, so
+A weight file is copied byte for byte and only the ranges that hold trained tensors are overwritten, so
 names, order, sharding and every other tensor are the base's by construction, and memory holds the trained
 tensors alone.
 """
@@ -12,17 +12,20 @@ import hashlib
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from plast_train.checkpoint.checkpoints import load_masters
-from plast_train.checkpoint.format import checkpoints, read_manifest
+from plast_train.checkpoint.format import checkpoints
+from plast_train.checkpoint.restore import load_masters
+from plast_train.checkpoint.resume import Case, Verdict, judge
 from plast_train.context import Context
 from plast_train.errors import Diverged, Interrupted, UserError
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import StoredTensor, disk_tensors, header_bytes, model_files, tensors_of
-from plast_train.run_folder import RunFolder, publish_folder, sync_file
+from plast_train.run_folder import publish_folder, sync_file
 from plast_train.runtime.distributed import stop_requested
+from plast_train.runtime.late_files import FileWait
 from plast_train.training.model_card import model_card
 
 # Everything of a base that is not weights and that transformers reads, and its licence.
@@ -36,7 +39,7 @@ def export(context: Context) -> list[Path]:
 
     Raises:
         Diverged: on every rank; a trained weight is not finite.
-        UserError: on every rank; no checkpoint, a broken one (which the next run replaces), or one of
+        UserError: on every rank; there is no checkpoint, or it is broken (the next run replaces it) or of
             another base.
         Interrupted: on every rank; a stop signal came.
     """
@@ -46,15 +49,8 @@ def export(context: Context) -> list[Path]:
 
 def _export(context: Context) -> None:
     run, base = context.run, Path(context.base["path"])
-    found = checkpoints(run.checkpoints)
-    if not found:
-        raise UserError(f"{run.checkpoints}: no checkpoint to export; run `plast train` first")
-    masters: Mapping[str, torch.Tensor] = _masters(run, found[0])
-    manifest = read_manifest(found[0])
-    if manifest["base"] != context.base["fingerprint"]:
-        raise UserError(
-            f"{found[0]}: was made from another base than {base}; train with this base, or give that one"
-        )
+    checkpoint, manifest = _newest(context)
+    masters: Mapping[str, torch.Tensor] = load_masters(checkpoint, manifest)
     if context.config.train.method == "lora":
         masters = MergedWeights(base, masters, context.config.train.lora_scale)
     card = model_card(context.config, run, manifest)
@@ -65,19 +61,22 @@ def _export(context: Context) -> None:
     )
 
 
-def _masters(run: RunFolder, checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint. Where it has become unreadable training is no longer done.
-
-    Raises:
-        UserError: it has.
-    """
-    try:
-        return load_masters(checkpoint)
-    except UserError as error:
+def _newest(context: Context) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint, which is whole and of this base, and its manifest."""
+    run, found = context.run, checkpoints(context.run.checkpoints)
+    if not found:
+        raise UserError(f"{Verdict(Case.NONE, run.checkpoints).problem}; run `plast train` first")
+    verdict = judge(found[0], {"base": context.base["fingerprint"]}, FileWait(context.ranks.say))
+    if verdict.case is Case.BROKEN:
+        # Training ended with this checkpoint, so it is no longer done.
         run.forget("train")
         raise UserError(
-            f"{error}; run the same command again: it trains on from the newest whole checkpoint"
-        ) from None
+            f"{verdict.problem}; run the same command again: it resumes training from the newest whole "
+            "checkpoint"
+        )
+    if not verdict.fits:
+        raise UserError(verdict.sentence())
+    return found[0], verdict.manifest
 
 
 def write_export(
@@ -100,9 +99,9 @@ def write_export(
         read = _copy(file, copy)
         if hashes.get(file.name, read) != read:
             raise UserError(
-                f"{file}: is not the file the run began with; put that one back, or begin a new run"
+                f"{file}: is not the file that the run started with; put that file back, or start a new run"
             )
-        _write_over(copy, {name: at for name, at in stored.items() if at.file == file}, masters)
+        _overwrite(copy, {name: at for name, at in stored.items() if at.file == file}, masters)
         sync_file(copy)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     sync_file(temporary / "README.md")
@@ -110,7 +109,7 @@ def write_export(
 
 
 def check_export(base: Path, export: Path, trained: Collection[str]) -> int:
-    """Reads both folders again and returns how many tensors differ.
+    """Compares the written export with the base and returns how many tensors differ.
 
     Raises:
         RuntimeError: a file, a header or a tensor that is not among `trained` (parameter names) differs.
@@ -159,19 +158,19 @@ def _copy(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_over(file: Path, places: Mapping[str, StoredTensor], masters: Mapping[str, torch.Tensor]) -> None:
+def _overwrite(file: Path, places: Mapping[str, StoredTensor], masters: Mapping[str, torch.Tensor]) -> None:
     with file.open("r+b") as writer:
         for name, stored in places.items():
             master = masters[name]
             if stored.dtype not in _DTYPES or stored.shape != tuple(master.shape):
                 raise UserError(
-                    f"{stored.file}: {stored.key} is {stored.dtype} {stored.shape}; trained was "
-                    f"{tuple(master.shape)}, and {', '.join(_DTYPES)} can be written"
+                    f"{stored.file}: {stored.key} is {stored.dtype} {stored.shape}; the trained tensor has "
+                    f"shape {tuple(master.shape)}, and only {', '.join(_DTYPES)} can be written"
                 )
             values = master.to(_DTYPES[stored.dtype]).contiguous()
             if not bool(values.isfinite().all()):
                 raise Diverged(
-                    f"{stored.key}: a trained weight is not finite in {stored.dtype}; the training diverged"
+                    f"{stored.key}: a trained weight is not finite in {stored.dtype}: the training diverged"
                 )
             writer.seek(stored.start)
             writer.write(values.view(torch.uint8).numpy().tobytes())
@@ -192,4 +191,4 @@ def _same_bytes(one: Path, other: Path, start: int, stop: int) -> bool:
 
 def _stop_if_asked() -> None:
     if stop_requested():
-        raise Interrupted("export: stopped by a signal; it is begun anew")
+        raise Interrupted("export: stopped by a signal; the next run starts it over")

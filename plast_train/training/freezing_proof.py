@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import Module, Parameter
@@ -11,9 +11,7 @@ from torch.nn import Module, Parameter
 from plast_train.checkpoint.partitions import owned_ranges
 from plast_train.lvlm.lora import is_second
 from plast_train.runtime.distributed import Ranks
-
-if TYPE_CHECKING:
-    from plast_train.training.loop import Training
+from plast_train.training.state import Training
 
 
 def shape_of(parameter: Parameter) -> list[int]:
@@ -25,12 +23,13 @@ def describe_freezing(model: Module, trained: dict[str, Parameter]) -> dict[str,
     """Names and counts of what is trained and what is not, and the trained fraction.
 
     Raises:
-        RuntimeError: gradients are switched on for other parameters than the trained ones.
+        RuntimeError: gradients are enabled for other parameters than the trained ones.
     """
     with_gradient = {name for name, p in model.named_parameters() if p.requires_grad}
     if with_gradient != set(trained):
         raise RuntimeError(
-            f"gradients are on for {sorted(with_gradient ^ set(trained))} against the selection"
+            "gradients are not enabled for exactly the selected tensors; these differ: "
+            f"{sorted(with_gradient ^ set(trained))}"
         )
     total = sum(torch.Size(shape_of(p)).numel() for p in model.parameters())
     elements = sum(torch.Size(shape_of(p)).numel() for p in trained.values())
@@ -59,8 +58,8 @@ def require_unchanged(before: dict[str, str], after: dict[str, str], ranks: Rank
 
 
 def require_gradients(training: Training, steps: int) -> None:
-    """Checks that the first `steps` steps gave every trained tensor a gradient: after a first one Adam's
-    first moment is (1 - β₁) times it.
+    """Checks that the first `steps` steps gave every trained tensor a gradient. Adam's first moment shows it:
+    it is a decaying mean of all gradients so far.
 
     Raises:
         RuntimeError: names the tensors whose gradient was zero in every element.
@@ -69,14 +68,11 @@ def require_gradients(training: Training, steps: int) -> None:
         owned.name for owned in owned_ranges(training.engine, training.trained) if bool(owned.views[1].any())
     ]
     seen = {name for part in training.ranks.gather(here) for name in part}
-    if missing := _with_gradient(training, steps) - seen:
-        raise RuntimeError(f"trained tensors got no gradient: {sorted(missing)}")
-
-
-def _with_gradient(training: Training, steps: int) -> set[str]:
-    """While every B of LoRA is zero, no A has a gradient."""
+    # While every B of LoRA is zero, no A has a gradient: they are expected from the second step on.
     only_second = training.config.train.method == "lora" and steps == 1
-    return {name for name in training.trained if is_second(name) or not only_second}
+    expected = {name for name in training.trained if is_second(name) or not only_second}
+    if missing := expected - seen:
+        raise RuntimeError(f"trained tensors got no gradient: {sorted(missing)}")
 
 
 def _hash(tensor: torch.Tensor) -> str:

@@ -4,61 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from deepspeed.runtime.engine import DeepSpeedEngine
-from torch.nn import Parameter
 
-from plast_train.checkpoint import checkpoints
-from plast_train.checkpoint.saver import Saver
-from plast_train.config import Config
-from plast_train.data.packing import PackedRow
-from plast_train.data.questions import Record
-from plast_train.data.sampling import TrainingPlan
+from plast_train.data.token_tree import TokenTree
 from plast_train.errors import Diverged, Interrupted
-from plast_train.lvlm.loading import Lvlm
-from plast_train.run_folder import RunFolder
-from plast_train.runtime.distributed import Ranks
-from plast_train.training.batches import Batch, Row, batches, token_losses
+from plast_train.training.batches import Batch, batches
 from plast_train.training.engine import learning_rate, set_learning_rate
-from plast_train.training.flops import ModelShape
-from plast_train.training.flops_methods import method_flops
+from plast_train.training.flops import step_flops
 from plast_train.training.freezing_proof import require_gradients
+from plast_train.training.losses import token_losses
 from plast_train.training.meters import Meters, rates
-from plast_train.training.validation import Validation
-
-
-@dataclass
-class Training:
-    """Everything one training run is made of, as one rank holds it."""
-
-    config: Config
-    run: RunFolder
-    ranks: Ranks
-    lvlm: Lvlm
-    records: list[Record]
-    plan: TrainingPlan
-    validation: Validation
-    engine: DeepSpeedEngine
-    trained: dict[str, Parameter]
-    identity: checkpoints.Identity
-    settings: dict[str, Any]
-    shape: ModelShape
-    saver: Saver
+from plast_train.training.state import Training
 
 
 def run_loop(training: Training, start: int) -> None:
     """Trains from after `start` steps to the plan's end.
 
     Raises:
-        Diverged: the loss or the gradient is not finite; the checkpoints published before are there.
+        Diverged: the loss or the gradient is not finite; the checkpoints published so far remain.
         UserError: a checkpoint could not be written; likewise.
         Interrupted: a stop signal came; a checkpoint was published.
     """
     ranks, engine, config, total = training.ranks, training.engine, training.config, len(training.plan.steps)
-    saver = training.saver
+    saver, identity = training.saver, training.identity
     meters = Meters(training.run.metrics, training.run.tensorboard, start) if ranks.is_first else None
     saved_at = began = time.monotonic()
     with ranks.progress("train", total, "steps", done=start) as progress:
@@ -68,12 +38,17 @@ def run_loop(training: Training, start: int) -> None:
             loss = _forward_backward(training, step, batch)
             engine.step()  # DeepSpeed leaves the weights as they are where the gradient is not finite
             norm = _finite_norm(training, step)
+            # After the first step, so that a layer without a gradient is not found after days; at the plan's
+            # end `train` asks once more, for what a first step may leave without one.
             if step == start + 1:
                 require_gradients(training, step)
-            seconds = time.monotonic() - began
 
+            # Before validation, which is not part of the step's speed.
+            seconds = time.monotonic() - began
+            rows = batch.step.rows
+            flops = step_flops(training.shape, rows, identity.layers, identity.modules, config.train)
             values: dict[str, Any] = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
-            values |= _rates(training, batch, seconds)
+            values |= rates(seconds, batch, flops, ranks.device, ranks.world)
             if step % config.train.validate_every == 0 or step == total:
                 values["validation_loss"] = training.validation.losses()
             if meters is not None:
@@ -81,9 +56,10 @@ def run_loop(training: Training, start: int) -> None:
             progress.add(1, f"loss {loss:.4f}")
 
             stop = ranks.should_stop()
-            due, failed = _on_any(
-                ranks, time.monotonic() - saved_at >= 60 * config.checkpoint.every_minutes, saver.failed
-            )
+            # Clocks differ and a save fails on one rank first, but all ranks must save or stop together.
+            due_here = time.monotonic() - saved_at >= 60 * config.checkpoint.every_minutes
+            flags = torch.tensor([due_here, saver.failed], dtype=torch.int32)
+            due, failed = (bool(count) for count in ranks.sum(flags))
             if failed:
                 saver.wait()  # raises, on every rank
             if due or stop or step == total or step % config.checkpoint.every_steps == 0:
@@ -98,65 +74,61 @@ def run_loop(training: Training, start: int) -> None:
         meters.close()
 
 
-def _on_any(ranks: Ranks, *flags: bool) -> list[bool]:
-    """Each flag, on every rank alike: true if it is true on any."""
-    return [bool(count) for count in ranks.sum(torch.tensor(flags, dtype=torch.int32))]
-
-
 def _forward_backward(training: Training, step: int, batch: Batch) -> float:
-    """The step's loss, the mean over its label tokens on all ranks, after leaving its gradients in the
-    engine. The last micro-step is not yet closed, so nothing has touched the weights."""
+    """Leaves the step's gradients in the engine and returns its loss: the mean over its label tokens on all
+    ranks."""
     engine, ranks = training.engine, training.ranks
-    # DeepSpeed averages over ranks and micro-steps; this undoes it, for the mean over the step's labels.
+    # DeepSpeed divides gradients by the number of micro-steps and averages them over ranks. A row's loss is
+    # summed over its labels, so world · micro-steps undoes both divisions, and dividing by the labels of the
+    # whole step (all ranks, all micro-steps) gives every token the same weight, however the rows were packed
+    # and shared.
     weight = ranks.world * len(batch.rows) / batch.step.labels
     sums: list[torch.Tensor] = []
-    for number, row in enumerate(batch.rows):
+    for number, (rank_row, row) in enumerate(batch.rows):
         loss = token_losses(engine, training.lvlm, row).sum()
-        engine.backward(loss * (weight if row.counts else 0.0))
+        # A row that only keeps this rank in step with the others is run, but adds nothing.
+        engine.backward(loss * (weight if rank_row.counts else 0.0))
         sums.append(loss.detach())
         ranks.alive()
+        # Between micro-steps `step` only counts them. The last one is left to the caller, so that no weight
+        # has changed when the loss turns out not to be finite.
         if number + 1 < len(batch.rows):
-            engine.step()  # only counts the micro-step
+            engine.step()
+    # One transfer from the device per step; added up in float64, so that the loss hardly depends on how the
+    # rows are shared among ranks.
     counted = [
-        (row, float(x)) for row, x in zip(batch.rows, torch.stack(sums).tolist(), strict=True) if row.counts
+        (rank_row.trees, value)
+        for (rank_row, _), value in zip(batch.rows, torch.stack(sums).tolist(), strict=True)
+        if rank_row.counts
     ]
-    total = torch.tensor(sum(x for _, x in counted), dtype=torch.float64)
+    total = torch.tensor(sum(value for _, value in counted), dtype=torch.float64)
     mean = float(ranks.sum(total)) / batch.step.labels
     if not math.isfinite(mean):
-        bad = [row for row, x in counted if not math.isfinite(x)]
-        ids = sorted({i for part in ranks.gather(_record_ids(training, bad)) for i in part})
-        raise Diverged(_not_finite(training, f"the loss of step {step} is {mean}", ids))
+        bad = [tree for trees, value in counted if not math.isfinite(value) for tree in trees]
+        ids = {i for part in ranks.gather(_record_ids(training, bad)) for i in part}
+        raise _diverged(training, f"the loss of step {step} is {mean}", ids)
     return mean
 
 
 def _finite_norm(training: Training, step: int) -> float:
+    """The norm of the step's gradient before clipping, over all ranks."""
     norm = float(training.engine.get_global_grad_norm())
     if not training.engine.was_step_applied() or not math.isfinite(norm):
-        planned = training.plan.steps[step - 1]
-        keys = {s.key.record for trees in planned.rows for tree in trees for s in tree.sequences}
-        ids = sorted(training.records[number].id for number in keys)
-        raise Diverged(_not_finite(training, f"the gradient of step {step} is not finite", ids))
+        # The gradient is a sum over all rows, so any record of the step may be the cause.
+        trees = [tree for row in training.plan.steps[step - 1].rows for tree in row]
+        ids = _record_ids(training, trees)
+        raise _diverged(training, f"the gradient of step {step} is not finite", ids)
     return norm
 
 
-def _record_ids(training: Training, rows: list[Row]) -> list[str]:
-    def numbers(packed: PackedRow) -> set[int]:
-        return {placed.sequence.key.record for placed in packed.placed}
-
-    return [training.records[n].id for row in rows for n in numbers(row.packed)]
+def _record_ids(training: Training, trees: list[TokenTree]) -> set[str]:
+    return {training.records[s.key.record].id for tree in trees for s in tree.sequences}
 
 
-def _not_finite(training: Training, what: str, ids: list[str]) -> str:
-    training.saver.wait()
+def _diverged(training: Training, what: str, ids: set[str]) -> Diverged:
+    training.saver.wait()  # the last good checkpoint may still be being published
     last = training.saver.last or "none, the base is unchanged"
-    return (
-        f"{what}; records {', '.join(ids)}; last good checkpoint: {last}. "
+    return Diverged(
+        f"{what}; records {', '.join(sorted(ids))}; last good checkpoint: {last}. "
         f"Lower train.learning_rate ({training.config.train.learning_rate}) or look at these records"
     )
-
-
-def _rates(training: Training, batch: Batch, seconds: float) -> dict[str, float | None]:
-    step, ranks = batch.step, training.ranks
-    identity = training.identity
-    flops = method_flops(training.shape, step.rows, identity.layers, identity.modules, training.config.train)
-    return rates(seconds, batch.waited, step.samples, step.tokens, flops, ranks.device, ranks.world)

@@ -1,8 +1,11 @@
-"""Device memory of one rank while training, part by part, in bytes, before anything is started.
+"""Device memory of one rank while training, and what it sends to others, in bytes, known before a start.
 
 Which tensors DeepSpeed keeps under each ZeRO stage (Rajbhandari et al. 2020) and which activations the
 backward pass keeps in a decoder whose lower layers and weights are frozen: a frozen matrix product keeps no
 input, and below the lowest trained layer nothing is kept at all.
+
+Ring algorithms over N ranks send (N−1)/N of a tensor per rank for a reduce-scatter or an all-gather and twice
+that for an all-reduce (Patarasuk & Yuan 2009).
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ _MAX_LIVE_PARAMETERS = 1_000_000_000
 @dataclass(frozen=True)
 class TrainedModel:
     """What a rank holds and trains. `bytes_per_weight` is 2 for bfloat16 and 4 for float32; `parts` are the
-    trained parts of each selected layer (`flops.TRAINED_PARTS`), or with an `adapter_rank` those that LoRA
-    adapters of this rank stand beside."""
+    trained parts of each selected layer (`flops.TRAINED_PARTS`), or with an `adapter_rank` those that
+    have LoRA adapters of this rank."""
 
     decoder: DecoderShape
     total_parameters: int
@@ -37,15 +40,15 @@ class TrainedModel:
     adapter_rank: int = 0
 
     @property
-    def carrying_layers(self) -> int:
+    def num_carrying_layers(self) -> int:
         """Layers through which a gradient passes: from the lowest trained one to the top."""
-        return self.decoder.layers - min(self.selected_layers)
+        return self.decoder.num_layers - min(self.selected_layers)
 
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. `step` exists during the optimizer's step alone, when `activations`, `logits`,
-    `working` and `buffers` are gone; `host` is what lies in the machine's memory instead of the device's."""
+    """Bytes of one rank. `step` is in use only during the optimizer's step, when `activations`, `logits`,
+    `working` and `buffers` are free; `host` is what lies in the machine's memory instead of the device's."""
 
     weights: int
     gradients: int
@@ -68,9 +71,9 @@ class RankMemory:
 
 
 def rank_memory(
-    model: TrainedModel, zero: dict[str, Any], ranks: int, tokens: int, labels: int, recompute: bool
+    model: TrainedModel, zero: dict[str, Any], ranks: int, num_tokens: int, num_labels: int, recompute: bool
 ) -> RankMemory:
-    """The memory of one of `ranks` ranks, one packed row of `tokens` with `labels` a micro-step.
+    """The memory of one of `ranks` ranks, one packed row of `num_tokens` with `num_labels` per micro-step.
 
     `zero` is the `zero_optimization` section of a DeepSpeed configuration. The sum is an upper bound: it
     counts DeepSpeed's buffers as if they were full when the most activations are alive.
@@ -78,9 +81,9 @@ def rank_memory(
     states = model_states(model, zero, ranks)
     return RankMemory(
         **states,
-        activations=activation_bytes(model, tokens, recompute),
-        logits=logits_bytes(model, labels),
-        working=_working_bytes(model, tokens, recompute),
+        activations=activation_bytes(model, num_tokens, recompute),
+        logits=logits_bytes(model, num_labels),
+        working=_working_bytes(model, num_tokens, recompute),
         buffers=_buffer_bytes(model, zero),
         runtime=RUNTIME,
     )
@@ -114,35 +117,62 @@ def model_states(model: TrainedModel, zero: dict[str, Any], ranks: int) -> dict[
     }
 
 
-def activation_bytes(model: TrainedModel, tokens: int, recompute: bool) -> int:
-    """Tensors that autograd keeps for the backward pass of the decoder, over `tokens` positions.
+def activation_bytes(model: TrainedModel, num_tokens: int, recompute: bool) -> int:
+    """Tensors that autograd keeps for the backward pass of the decoder, over `num_tokens` positions.
 
-    Counted on transformers' Llama with fused attention; exact there (`tests/test_memory.py`). With
-    `recompute` each carrying layer keeps its input alone.
+    Counted on transformers' Llama with fused attention; exact there (`tests/unit/training/test_memory.py`).
+    With `recompute` each carrying layer keeps its input alone.
     """
     decoder, size = model.decoder, model.bytes_per_weight
     final_norm = _norm_bytes(decoder)
     rotary = 2 * size * decoder.head_dim  # cosine and sine, shared by all layers
     if recompute:
-        return tokens * (model.carrying_layers * size * decoder.hidden + rotary + final_norm)
-    if model.carrying_layers == 1 and model.parts == {"ffn"}:
+        return num_tokens * (model.num_carrying_layers * size * decoder.hidden + rotary + final_norm)
+    if model.num_carrying_layers == 1 and model.parts == {"ffn"}:
         rotary = 0
-    carrying = (model.carrying_layers - 1) * _layer_bytes(model) + _lowest_layer_bytes(model)
+    carrying = (model.num_carrying_layers - 1) * _layer_bytes(model) + _lowest_layer_bytes(model)
     trained = len(model.selected_layers) * _trained_extra_bytes(model)
-    return tokens * (carrying + trained + rotary + final_norm)
+    return num_tokens * (carrying + trained + rotary + final_norm)
 
 
-def logits_bytes(model: TrainedModel, labels: int) -> int:
-    """Logits at the label positions: once as computed, and in fp32 thrice (themselves, their log-softmax and
-    its gradient)."""
-    return labels * model.decoder.vocab * (model.bytes_per_weight + 3 * _FP32)
+def logits_bytes(model: TrainedModel, num_labels: int) -> int:
+    """Logits at the label positions: once as computed, and in fp32 three times (themselves, their log-softmax
+    and its gradient)."""
+    return num_labels * model.decoder.vocab * (model.bytes_per_weight + 3 * _FP32)
+
+
+def step_traffic(model: TrainedModel, zero: dict[str, Any], ranks: int, micro_steps: int) -> dict[str, int]:
+    """`gradients` and `weights`: bytes one rank sends in a step of `micro_steps` packed rows.
+
+    Stage 1 reduces gradients once a step, stages 2 and 3 after every micro-step. Stages 1 and 2 reduce a
+    bucket for all ranks together, which is an all-reduce, unless `use_multi_rank_bucket_allreduce` is off.
+    Stage 3 gathers every weight for the forward pass, and those through which a gradient passes again for the
+    backward pass, every micro-step; an upper bound, since it keeps small weights and those used again soon.
+    """
+    ring = (ranks - 1) / ranks
+    trained = model.trained_parameters * model.bytes_per_weight
+    if zero["stage"] < 3:
+        reductions = 1 if zero["stage"] == 1 else micro_steps
+        whole = zero.get("use_multi_rank_bucket_allreduce", True) or not zero.get("reduce_scatter", True)
+        return {
+            "gradients": round(ring * trained * reductions * (2 if whole else 1)),
+            "weights": round(ring * trained),
+        }
+    decoder = model.decoder
+    layer = decoder.attention_weights + decoder.ffn_weights + 2 * decoder.hidden
+    again = model.num_carrying_layers * layer + decoder.hidden + decoder.vocab * decoder.hidden
+    gathered = (model.total_parameters + again) * model.bytes_per_weight
+    return {
+        "gradients": round(ring * trained * micro_steps),
+        "weights": round(ring * gathered * micro_steps),
+    }
 
 
 def _layer_bytes(model: TrainedModel) -> int:
     """Per token, in a frozen layer that carries a gradient: two norms, q, k, v, the attention's result and
     the scores' log-sum in each head, and of the FFN gate, act(gate) and up."""
     decoder, size = model.decoder, model.bytes_per_weight
-    attention = 4 * size * decoder.attention_width + _FP32 * decoder.heads
+    attention = 4 * size * decoder.attention_width + _FP32 * decoder.num_heads
     return 2 * _norm_bytes(decoder) + attention + 3 * size * decoder.intermediate
 
 
@@ -170,12 +200,12 @@ def _norm_bytes(decoder: DecoderShape) -> int:
     return _FP32 * decoder.hidden + _FP32
 
 
-def _working_bytes(model: TrainedModel, tokens: int, recompute: bool) -> int:
+def _working_bytes(model: TrainedModel, num_tokens: int, recompute: bool) -> int:
     """What one layer needs beside what is kept: gradients of gate, up and their product, residual and norm
     [estimate]; with `recompute` also that layer's activations."""
     decoder, size = model.decoder, model.bytes_per_weight
-    gradients = tokens * (3 * size * decoder.intermediate + 2 * _FP32 * decoder.hidden)
-    return gradients + (tokens * (_layer_bytes(model) + _trained_extra_bytes(model)) if recompute else 0)
+    gradients = num_tokens * (3 * size * decoder.intermediate + 2 * _FP32 * decoder.hidden)
+    return gradients + (num_tokens * (_layer_bytes(model) + _trained_extra_bytes(model)) if recompute else 0)
 
 
 def _buffer_bytes(model: TrainedModel, zero: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""What a run tells about itself while it trains: metrics.jsonl and TensorBoard, written by rank 0."""
+"""What a run reports while it trains: metrics.jsonl and TensorBoard, written by rank 0."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from plast_train.run_folder import publish_text
+from plast_train.training.batches import Batch
 
-# Peak dense bf16 FLOP/s by a part of the device's name, from the makers' data sheets. First match wins.
+# Peak dense bf16 FLOP/s by a part of the device's name, from the vendors' data sheets. The first match
+# wins, so a name comes before those that it contains.
 PEAK_FLOPS = {
     "B200": 2.25e15,
     "H200": 9.89e14,
@@ -32,7 +34,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of one device, None where it is not known."""
+    """Peak bf16 FLOP/s of one device, None where it is unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -48,8 +50,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Lets `peak_memory` count from now on: a process may train several models in turn. What Linux does not
-    let a process reset keeps its peak."""
+    """Makes `peak_memory` count from now on: a process may train several models in turn. Where Linux does not
+    let a process reset it, the old peak stays."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -58,7 +60,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 class Meters:
-    """Writes one line a step. Lines after `start`, left by a run that was killed, are removed, so that no
+    """Writes one line per step. Lines after `start`, left by a run that was killed, are removed, so that no
     step appears twice."""
 
     def __init__(self, metrics: Path, tensorboard: Path, start: int) -> None:
@@ -78,18 +80,18 @@ class Meters:
 
 
 def rates(
-    seconds: float, waited: float, samples: int, tokens: int, flops: float, device: torch.device, world: int
+    seconds: float, batch: Batch, flops: float, device: torch.device, world: int
 ) -> dict[str, float | None]:
-    """Speeds of a step of all ranks that took `seconds`, `waited` of them for data. `flops` are the useful
-    ones of the whole step; MFU is their share of the devices' peak (Chowdhery et al. 2022, PaLM, app. B)."""
+    """Speeds of a step of all ranks that took `seconds`. `flops` are the useful ones of the whole step; MFU
+    is their share of the devices' peak (Chowdhery et al. 2022, PaLM, app. B)."""
     peak = peak_flops(device)
     return {
         "seconds": seconds,
-        "samples_per_second": samples / seconds,
-        "tokens_per_second": tokens / seconds,
+        "samples_per_second": batch.step.samples / seconds,
+        "tokens_per_second": batch.step.tokens / seconds,
         "useful_flops_per_second": flops / seconds,
         "mfu": flops / seconds / (peak * world) if peak else None,
-        "data_wait_share": waited / seconds,
+        "data_wait_share": batch.waited / seconds,
         "peak_memory_bytes": peak_memory(device),
     }
 

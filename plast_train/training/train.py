@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import gc
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,22 @@ import torch
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from plast_train.checkpoint import checkpoints, format
-from plast_train.checkpoint.saver import Saver
+from plast_train.checkpoint import resume
+from plast_train.checkpoint.format import Identity
+from plast_train.checkpoint.restore import restore
+from plast_train.checkpoint.save import Saver, host_memory
 from plast_train.context import Context
+from plast_train.data.mixing import by_difficulty, language_shares, some_of_each_template
 from plast_train.data.questions import Record
-from plast_train.data.sampling import TrainingPlan
+from plast_train.data.sampling import TrainingPlan, plan_training, split_records
 from plast_train.data.token_tree import TokenSequence
 from plast_train.errors import Diverged
 from plast_train.lvlm.freezing import changed_weights, freeze_all_but, what_is_trained
 from plast_train.lvlm.loading import Lvlm
-from plast_train.lvlm.lora import add_adapters, remove_adapters
+from plast_train.lvlm.lora import add_adapters
 from plast_train.run_folder import publish_text, read_json, to_json
 from plast_train.stages import settings_of
-from plast_train.training.engine import build_engine
+from plast_train.training.engine import build_engine, release_engine
 from plast_train.training.flops import shape_of as model_shape
 from plast_train.training.freezing_proof import (
     describe_freezing,
@@ -36,19 +38,19 @@ from plast_train.training.freezing_proof import (
     require_unchanged,
     shape_of,
 )
-from plast_train.training.loop import Training, run_loop
+from plast_train.training.loop import run_loop
+from plast_train.training.losses import Validation, pair_losses
 from plast_train.training.meters import reset_peak_memory
-from plast_train.training.samples import plan_samples
-from plast_train.training.validation import Validation
+from plast_train.training.state import Training
 
 
 def train(context: Context) -> list[Path]:
     """Trains from the base or the newest checkpoint to the end of the plan. The model keeps the trained
-    weights, all of them frozen; LoRA adapters are taken off again and are in the checkpoint alone.
+    weights, all of them frozen; LoRA adapters are removed again and are only in the checkpoint.
 
     Raises:
-        Diverged: see `run_loop`; the model is left as after the end.
-        UserError: see `run_loop`, `checkpoints.choose`, `checkpoints.write`.
+        Diverged: see `run_loop`; the model is released as after the end.
+        UserError: see `run_loop`, `resume.choose`, `save.write`.
         Interrupted: stopped by a signal, after saving.
     """
     ranks, run = context.ranks, context.run
@@ -75,19 +77,52 @@ def train(context: Context) -> list[Path]:
             run_loop(training, start)
     except Diverged:
         training.saver.close()
-        release_engine(training)
+        release_engine(training.engine, lvlm.model)
         raise
 
     require_gradients(training, len(training.plan.steps))
     require_unchanged(before, frozen_hashes(lvlm.model, trained), ranks)
-    ranks.say(f"frozen tensors are unchanged to the bit ({len(before)} compared by SHA-256)")
+    ranks.say(f"frozen tensors are unchanged bit for bit ({len(before)} compared by SHA-256)")
     proof |= {"frozen_tensors_unchanged": len(before), "every_trained_tensor_had_a_gradient": True}
     record = run.path / "freezing.json"
     if ranks.is_first:
         publish_text(record, to_json(proof))
-    release_engine(training)
+    release_engine(training.engine, lvlm.model)
     assert training.saver.last is not None
     return [training.saver.last, run.metrics, record]
+
+
+def plan_samples(context: Context) -> tuple[TrainingPlan, list[list[TokenSequence]]]:
+    """The planned steps, and the samples of each held-back record. Called by every rank while the model
+    is the base: `sampling.keep` measures with it how hard the pairs are.
+
+    Raises:
+        Interrupted: see `pair_losses`.
+    """
+    config, records, sampling = context.config, context.records, context.config.sampling
+    numbers, held_back = split_records(len(records), config.train.validation_records, config.seed)
+    if sampling.per_template is not None:
+        english = [record.questions["en"] for record in records]
+        numbers = some_of_each_template(english, numbers, sampling.per_template, config.seed)
+    samples = list(context.prompter.translations(records, numbers, config.train))
+    held = list(context.prompter.translations(records, held_back, config.train))
+    if sampling.keep_by is not None:
+        samples = by_difficulty(samples, pair_losses(context, samples), sampling)
+    overlap = read_json(context.run.summary)["overlap"] if sampling.languages == "overlap" else {}
+    shares = language_shares(samples, sampling, config.data.languages, overlap)
+    if shares is not None:
+        text = ", ".join(f"{config.data.languages[k]} {share:.1%}" for k, share in shares.items())
+        context.ranks.say(f"shares of the languages in an epoch: {text}")
+    plan = plan_training(
+        samples,
+        config.train.global_batch,
+        config.train.tokens_per_row,
+        config.seed,
+        config.train.epochs,
+        config.train.max_steps,
+        shares,
+    )
+    return plan, held
 
 
 def parameters_to_train(context: Context, layers: list[int], modules: str) -> dict[str, Parameter]:
@@ -110,10 +145,10 @@ def _prepare(
     validation = Validation(held, config.data.languages, config.train.tokens_per_row, lvlm, ranks)
     micro_steps = -(-plan.rows_per_step // ranks.world)
     shapes = {name: shape_of(parameter) for name, parameter in trained.items()}
-    identity = checkpoints.Identity(lvlm.fingerprint, layers, modules, shapes)
     settings = settings_of("train", config) | {"data": _digest(plan, context.records)}
+    identity = Identity(lvlm.fingerprint, layers, modules, shapes, settings)
     engine = build_engine(lvlm.model, trained, config, ranks.world, micro_steps)
-    memory = checkpoints.host_memory(engine, trained)
+    memory = host_memory(engine, trained)
     return Training(
         config=config,
         run=context.run,
@@ -125,66 +160,29 @@ def _prepare(
         engine=engine,
         trained=trained,
         identity=identity,
-        settings=settings,
         shape=model_shape(lvlm.config),
-        saver=Saver(context.run.checkpoints, identity, settings, config.checkpoint.keep, ranks, memory),
+        saver=Saver(context.run.checkpoints, identity, config.checkpoint.keep, ranks, memory),
     )
 
 
 def _resume(training: Training) -> int:
-    """The step to go on from, after loading the newest whole checkpoint if there is one.
-
-    Random numbers begin with the seed: what this process did before, which differs between a run in one go
-    and one that goes on here, has no say. A checkpoint brings its own.
-    """
-    ranks, folder = training.ranks, training.run.checkpoints
+    """The step to resume from, after loading the checkpoint that was chosen, if any."""
+    ranks = training.ranks
+    # What this process did before differs between a run in one go and a resumed one, so random numbers start
+    # from the seed here; a checkpoint brings its own state.
     torch.manual_seed(training.config.seed + ranks.rank)
-    checkpoints.wait_for_view(folder, ranks)
-    if ranks.is_first:
-        _set_aside(training, folder)
-    ranks.barrier()
-    found = checkpoints.choose(folder, training.identity, training.settings, ranks)
+    found = resume.choose(training.run.checkpoints, training.identity, ranks)
     if found is None:
         return 0
     training.saver.last = found
-    step = checkpoints.restore(found, training.engine, training.trained, ranks)
+    step = restore(found, training.engine, training.trained, ranks)
     ranks.say(f"resumed from {found} (step {step} of {len(training.plan.steps)})")
     return step
 
 
-def _set_aside(training: Training, folder: Path) -> None:
-    """Moves checkpoints of other layers or settings out of the way: their stage is done anew, and what may
-    have taken days is not deleted. Those of another base are left, for `choose` to refuse."""
-    stored = next(iter(_readable(folder)), None)
-    if stored is None or stored["base"] != training.identity.base:
-        return
-    identity = training.identity
-    changed = checkpoints.changed_settings(
-        stored["settings"] | {"layers": stored["layers"], "modules": stored["modules"]},
-        training.settings | {"layers": identity.layers, "modules": identity.modules},
-    )
-    if not changed:
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}-before-{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    training.ranks.say(
-        f"WARNING: the checkpoints were trained otherwise ({changed}); training starts anew, they are now in "
-        f"{aside}: remove it when it is no longer needed"
-    )
-
-
-def _readable(folder: Path) -> Iterator[dict[str, Any]]:
-    """The manifests that can be read, newest first."""
-    for path in format.checkpoints(folder):
-        with suppress(format.BrokenCheckpoint):
-            yield format.read_manifest(path)
-
-
 @contextmanager
 def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
-    """Keeps no activations inside the layers that carry a gradient; the ones below carry none anyway."""
+    """Recomputes activations inside the layers that carry a gradient; the ones below keep none anyway."""
     carrying: list[Any] = lvlm.family.layers(lvlm.model)[min(layers) :]
     for layer in carrying:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -192,29 +190,11 @@ def _recomputing(lvlm: Lvlm, layers: list[int]) -> Iterator[None]:
         yield
     finally:
         for layer in carrying:
-            del layer.forward  # the class's own again
-
-
-def release_engine(training: Training) -> None:
-    """Takes DeepSpeed's hooks and states, and adapters, off the model, which other stages use on."""
-    engine, model = training.engine, training.lvlm.model
-    if engine.zero_optimization_stage() == 3:
-        engine.optimizer.empty_partition_cache()
-    engine.destroy()
-    for parameter in model.parameters():
-        parameter.grad = None  # of a step that was not taken
-        for keeper in ("_z3_optimizer", "_zero_optimizer"):  # would keep masters and moments alive
-            parameter.__dict__.pop(keeper, None)
-    remove_adapters(model)
-    model.requires_grad_(False)
-    engine.optimizer.optimizer.state.clear()
-    if training.ranks.device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
+            del layer.forward  # uncovers the class's own
 
 
 def _digest(plan: TrainingPlan, records: Sequence[Record]) -> str:
-    """SHA-256 of what every row of every step holds, in order, pictures included."""
+    """SHA-256 of what every row of every step holds, in order, images included."""
     digest = hashlib.sha256()
     for step in plan.steps:
         content: list[Any] = [

@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
-from plast_train.checkpoint import checkpoints
-from plast_train.checkpoint.checkpoints import Identity, Snapshot
+from plast_train.checkpoint.format import Identity, check_contents, checkpoints, read_manifest
+from plast_train.checkpoint.restore import load_masters
+from plast_train.checkpoint.resume import judge
+from plast_train.checkpoint.save import Snapshot, write
+from plast_train.runtime.late_files import FileWait
 
 SHAPES = {"layers.0.weight": [40, 50], "layers.0.norm": [50], "layers.1.weight": [30, 50]}
 SETTINGS = {"seed": 0, "data": "digest"}
-IDENTITY = Identity("base-fingerprint", [0, 1], "all", SHAPES)
+IDENTITY = Identity("base-fingerprint", [0, 1], "all", SHAPES, SETTINGS)
 ALONE: Any = SimpleNamespace(
     rank=0,
     world=1,
@@ -89,23 +92,46 @@ def save(folder: Path, step: int, keep: int = 10, pieces: int = 1, identity: Ide
     for name, state in states(step).items():
         for start, stop in cut(state.shape[1], pieces, step):
             tensors[f"{name}@{start}"] = state[:, start:stop].contiguous()
-    return checkpoints.write(Snapshot(step, 2, tensors), folder, identity, SETTINGS, ALONE, keep)
+    return write(Snapshot(step, 2, tensors), folder, identity, ALONE, keep)
 
 
 def save_on(world: int, folder: Path, step: int, keep: int = 10) -> list[Any]:
     """Several ranks' checkpoint, a range of every tensor each; what each rank returned or raised."""
 
-    def write(rank: ThreadRank) -> Path:
+    def write_part(rank: ThreadRank) -> Path:
         tensors = {"rng.cpu": torch.get_rng_state()}
         for name, state in states(step).items():
             start, stop = cut(state.shape[1], world, step)[rank.rank]
             tensors[f"{name}@{start}"] = state[:, start:stop].contiguous()
-        return checkpoints.write(Snapshot(step, 2, tensors), folder, IDENTITY, SETTINGS, rank, keep)
+        return write(Snapshot(step, 2, tensors), folder, IDENTITY, rank, keep)
 
-    return on_ranks(world, write)
+    return on_ranks(world, write_part)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a whole checkpoint. Raises BrokenCheckpoint."""
+    file_wait = FileWait(print)
+    manifest = read_manifest(path, file_wait)
+    check_contents(path, manifest, file_wait)
+    return manifest
+
+
+def masters_of(path: Path) -> dict[str, torch.Tensor]:
+    return load_masters(path, verify(path))
+
+
+def newest_whole(folder: Path, warn: Callable[[str], object]) -> Path | None:
+    """The newest whole checkpoint, whatever it belongs to; `warn` gets what is the matter with later ones."""
+    file_wait = FileWait(warn)
+    for path in checkpoints(folder):
+        verdict = judge(path, {}, file_wait)
+        if verdict.fits:
+            return path
+        warn(verdict.problem)
+    return None
 
 
 def holds_step(path: Path, step: int) -> bool:
     """Whether the checkpoint can be loaded and holds just what was saved after that step."""
-    masters = checkpoints.load_masters(path)
+    masters = masters_of(path)
     return all(torch.equal(masters[name].flatten(), state[0]) for name, state in states(step).items())

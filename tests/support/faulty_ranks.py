@@ -13,6 +13,7 @@ from plast_train import pipeline
 from plast_train.runtime.distributed import end_ranks
 from plast_train.training import loop
 from plast_train.training.batches import Batch
+from plast_train.training.state import Training
 
 
 def sleep_for_ever() -> None:
@@ -41,7 +42,7 @@ FAULTS: dict[str, Callable[[], None]] = {
 honest = loop._forward_backward
 
 
-def faulty(training: loop.Training, step: int, batch: Batch) -> float:
+def faulty(training: Training, step: int, batch: Batch) -> float:
     for fault in os.environ["PLAST_TEST_FAULTS"].split():
         what, rank, at = fault.split(":")
         if (int(rank), int(at)) == (training.ranks.rank, step):

@@ -37,9 +37,9 @@ os.environ |= {
 }
 
 from plast_train import pipeline
-from plast_train.checkpoint.format import newest_valid
 from plast_train.runtime.distributed import end_ranks
 from plast_train.stages import STAGES
+from support.checkpoint_makers import newest_whole
 from support.kill_world import STEPS, make_world, require_same_end
 
 RANKS = 2
@@ -127,8 +127,8 @@ class Left:
     def of(run: Path) -> Left:
         paths = [run / "stages" / f"{stage}.json" for stage in STAGES]
         records = {p.stem: (p.stat().st_ino, p.stat().st_mtime_ns) for p in paths if p.exists()}
-        found = newest_valid(run / "checkpoints", fail)
-        return Left(records, found[0].name if found else "")
+        found = newest_whole(run / "checkpoints", fail)
+        return Left(records, found.name if found else "")
 
     def require_kept(self, later: Left) -> None:
         assert self.records.items() <= later.records.items(), f"done again: {self.records} {later.records}"

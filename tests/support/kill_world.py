@@ -12,10 +12,11 @@ from PIL import Image
 
 from launcher.checks.preflight import preflight
 from launcher.commands.run import write_down
-from plast_train.checkpoint.format import step_name, verify
+from plast_train.checkpoint.format import step_name
 from plast_train.run_folder import sha256_of
 from plast_train.stages import STAGES
 from plast_train.tiny.base import make_tiny
+from support.checkpoint_makers import verify
 from support.training_runs import LANGUAGES, SIZES, questions
 
 STEPS = 12
@@ -109,7 +110,7 @@ def analysis(run: Path, name: str) -> dict[str, Any]:
 
 def checkpoint(run: Path) -> Any:
     """Sizes and SHA-256 of all shards of the last one: weights, moments and random states of every rank."""
-    return verify(run / "checkpoints" / step_name(STEPS), print)["files"]
+    return verify(run / "checkpoints" / step_name(STEPS))["files"]
 
 
 def metrics(run: Path) -> list[tuple[Any, ...]]:

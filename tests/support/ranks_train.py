@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +15,7 @@ from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
 
-from plast_train.checkpoint.checkpoints import host_memory, snapshot
+from plast_train.checkpoint.save import host_memory, snapshot
 from plast_train.config import load_config
 from plast_train.context import Context
 from plast_train.errors import Diverged, Interrupted, UserError
@@ -23,6 +24,7 @@ from plast_train.runtime import late_files
 from plast_train.runtime.deepspeed_config import load_deepspeed_config
 from plast_train.runtime.distributed import end_ranks, start_ranks
 from plast_train.training import loop
+from plast_train.training.state import Training
 from plast_train.training.train import train
 
 
@@ -38,12 +40,12 @@ def infinite_gradient(run: Path) -> Iterator[None]:
         found.register_hook(lambda gradient: gradient * math.inf)
         return found
 
-    def watched(training: loop.Training, step: int, batch: Any) -> float:
+    def watched(training: Training, step: int, batch: Any) -> float:
         broken = step == wanted and training.ranks.rank == 1
         with patch.object(loop, "token_losses", infinite if broken else losses):
             return forward_backward(training, step, batch)
 
-    def saving(training: loop.Training, step: int) -> float:
+    def saving(training: Training, step: int) -> float:
         try:
             return finite_norm(training, step)
         except Diverged:
@@ -56,12 +58,26 @@ def infinite_gradient(run: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_world() -> Iterator[None]:
+    """Weighs the loss as if there were one rank."""
+    forward_backward = loop._forward_backward
+
+    def wrong(training: Training, step: int, batch: Any) -> float:
+        return forward_backward(replace(training, ranks=replace(training.ranks, world=1)), step, batch)
+
+    with patch.object(loop, "_forward_backward", wrong):
+        yield
+
+
 def main(runs: list[str]) -> int:
     late_files.SECONDS_TO_SEE = 0.5  # what is missing here does not come late
     ranks = start_ranks(Path(runs[0]) / "logs")
     for run in map(Path, runs):
         config = load_config(str(run / "config.yaml"))
         broken = infinite_gradient(run) if (run / "infinite_gradient.txt").exists() else nullcontext()
+        if (run / "without_world.txt").exists():
+            broken = without_world()
         try:
             with broken:
                 train(Context(config, RunFolder(run), ranks, load_deepspeed_config(config)))

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -18,16 +17,14 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from launcher.doctor.absent import slurm_hosts
+from launcher.doctor import findings as findings_of
 from launcher.doctor.facts import code_hashes
-from launcher.doctor.heartbeat import Heartbeat
+from launcher.doctor.findings import rank_findings
 from launcher.doctor.machine import Finding
-from launcher.doctor.machine import findings as findings_of
-from launcher.doctor.machines import run_distributed_doctor
-from launcher.doctor.ranks import Told, last_line, rank_findings, rank_specs
+from launcher.doctor.machines import _marked_folder, last_line, run_distributed_doctor, slurm_hosts
 from launcher.processes.torchrun import Machines
 from plast_train.errors import UserError
-from plast_train.runtime.cluster_check import bus_bandwidth, pair_rounds
+from plast_train.runtime.cluster_check import RankSpec, bus_bandwidth, pair_rounds
 
 H200 = {"name": "NVIDIA H200", "memory_bytes": 150 * 10**9}
 A100 = {"name": "NVIDIA A100", "memory_bytes": 85 * 10**9}
@@ -46,7 +43,7 @@ def facts(*changes: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
             "run folder": {"path": "/runs", "free": 10**12},
             "temporary folder": {"path": "/tmp", "free": 10**11},
         },
-        "interfaces": {},
+        "interfaces": [],
         "seconds": 4.0,
     }
     return {
@@ -106,7 +103,7 @@ def test_the_code_s_hash_follows_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"gpus": [H200]}, "has 1 GPU, but 2 ranks are asked for (--nproc)"),
+        ({"gpus": [H200]}, "has 1 GPU, but --nproc asks for 2 ranks"),
         ({"gpus": [H200], "ranks": 1}, "has 1 GPU, the others 2"),
         ({"gpus": []}, "has no GPU, the others 2"),
         ({"gpus": [A100, A100]}, "has GPUs NVIDIA A100 85 GB, the others NVIDIA H200 150 GB"),
@@ -187,10 +184,12 @@ def test_the_machine_that_is_cut_off_or_slow_is_named(bad: int) -> None:
 def test_a_rank_that_fails_is_named_and_not_those_that_waited_for_it() -> None:
     three = facts({}, {}, {})
     pairs = {0: {1: BROKEN, 2: FAST}, 2: {1: BROKEN, 0: FAST}}
-    found = told(rank_findings(three, Told(pairs, {}, {0: [], 1: ["local rank 0: no GPU"], 2: []})))
+    found = told(rank_findings(three, pairs, {}, {0: [], 1: ["local rank 0: no GPU"], 2: []}))
     assert found == [("fail", "node 2 (n2)", "all-reduce: local rank 0: no GPU")]
-    found = told(rank_findings(three, Told({}, {}, {0: [], 1: [], 2: []})))
-    assert len(found) == 3
+    found = told(rank_findings(three, {}, {}, {0: [], 2: []}))
+    assert found == [("fail", "node 2 (n2)", "its ranks stopped responding")]
+    found = told(rank_findings(three, {}, {1: {"error": "no shared memory"}}, {0: [], 1: [], 2: []}))
+    assert found == [("fail", "node 2 (n2)", "no all-reduce inside it: no shared memory")]
 
 
 def test_the_last_line_of_a_failed_rank_is_its_error() -> None:
@@ -215,61 +214,45 @@ def test_bus_bandwidth_is_that_of_nccl_tests() -> None:
     assert bus_bandwidth(1000, 2.0, 8) == pytest.approx(875)
 
 
-def test_ranks_are_seated_one_after_the_other_also_where_machines_differ() -> None:
-    plan = {"port": 1, "ranks": [2, 1, 3], "start_seconds": 25.0}
-    taken = [s for node in range(3) for s in rank_specs(plan, Machines(3, node, "n1"))]
-    assert [rank_spec["rank"] for rank_spec in taken] == list(range(6))
-    assert [rank_spec["local_rank"] for rank_spec in taken] == [0, 1, 0, 0, 1, 2]
-
-
-def wait_to_be_seen(by: Heartbeat, node: int) -> None:
-    end = time.monotonic() + 10
-    while node not in by.alive and time.monotonic() < end:
-        time.sleep(0.1)
-
-
-def test_a_stale_file_is_nobody(tmp_path: Path) -> None:
-    with Heartbeat(tmp_path / "RUN", 1, 3, "n2") as left:
-        stale = (tmp_path / "RUN" / ".doctor" / "node-1.json").read_text()
-    assert not (tmp_path / "RUN").exists()
-    (tmp_path / "RUN" / ".doctor").mkdir(parents=True)
-    (tmp_path / "RUN" / ".doctor" / "node-1.json").write_text(stale)
-    with Heartbeat(tmp_path / "RUN", 0, 3, "n1") as first, Heartbeat(tmp_path / "RUN", 2, 3, "n3") as third:
-        wait_to_be_seen(first, 2)
-        assert set(first.alive) - {0} == {2}
-        nonces = {0: first.nonce, 1: "another", 2: third.nonce}
-        assert first.find(nonces, 0) == [0, 2] and left.nonce != first.nonce
-    assert not (tmp_path / "RUN" / ".doctor").exists()
+def test_ranks_are_counted_one_after_the_other_also_where_machines_differ() -> None:
+    counts = [2, 1, 3]
+    specs = [RankSpec("n1", 1, node, counts, n, 25.0) for node in range(3) for n in range(counts[node])]
+    assert [spec.rank for spec in specs] == list(range(6))
 
 
 @pytest.mark.parametrize("ends", [(0, 1), (1, 0)])
-@pytest.mark.parametrize("begins", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("made", [False, True])
-def test_a_run_folder_that_a_doctor_made_goes_in_any_order(
-    tmp_path: Path, begins: tuple[int, int], ends: tuple[int, int], made: bool
-) -> None:
+def test_nothing_is_left_in_any_order(tmp_path: Path, ends: tuple[int, int], made: bool) -> None:
     run = tmp_path / "runs" / "RUN"
     if made:
         run.mkdir(parents=True)
-    there = {node: Heartbeat(run, node, 2, f"n{node}").__enter__() for node in begins}
-    for node in begins:
-        wait_to_be_seen(there[node], 1 - node)
+    marks = [_marked_folder(run, node == 0) for node in range(2)]
+    for mark in marks:
+        folder, nonce, problem = mark.__enter__()
+        assert (folder / nonce).exists() and not problem
     for node in ends:
-        assert (run / ".doctor" / f"node-{node}.json").exists()
-        there[node].__exit__(None, None, None)
-    assert run.exists() == made and not (run / ".doctor").exists()
+        marks[node].__exit__(None, None, None)
+    assert run.exists() == made and not folder.exists()
+
+
+def test_a_killed_doctors_file_is_removed(tmp_path: Path) -> None:
+    with _marked_folder(tmp_path / "RUN", True) as (folder, nonce, _):
+        (folder / "stale").touch()
+        assert nonce != "stale"
+    assert not folder.exists()
 
 
 def test_all_that_end_at_once_leave_nothing(tmp_path: Path) -> None:
     run = tmp_path / "RUN"
     for _ in range(100):
-        there = [Heartbeat(run, node, 4, f"n{node}").__enter__() for node in range(4)]
-        ends = [threading.Thread(target=one.__exit__, args=(None, None, None)) for one in there]
+        marks = [_marked_folder(run, node == 0) for node in range(4)]
+        folders = {mark.__enter__()[0] for mark in marks}
+        ends = [threading.Thread(target=mark.__exit__, args=(None, None, None)) for mark in marks]
         for end in ends:
             end.start()
         for end in ends:
             end.join()
-        assert not run.exists()
+        assert not run.exists() and not any(folder.exists() for folder in folders)
 
 
 def test_slurm_names_who_did_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +353,7 @@ def test_each_bad_machine_of_three_is_named(tmp_path: Path) -> None:
         "GLOO_SOCKET_IFNAME must name an interface",
     ):
         assert text in said
-    assert "the first machine says why" in outputs[1]
+    assert "the first machine's output says why" in outputs[1]
 
 
 @pytest.mark.slow
@@ -381,7 +364,9 @@ def test_who_does_not_come_is_named(tmp_path: Path) -> None:
     codes, outputs = nodes.end()
     host = socket.gethostname()
     assert codes == {0: 2, 2: 2}, outputs
-    text = f"node 2 of 3 (NODE_RANK=1) did not come within 20 s; there: node 1 ({host}), node 3 ({host})"
+    text = (
+        f"node 2 of 3 (NODE_RANK=1) did not connect within 20 s; connected: node 1 ({host}), node 3 ({host})"
+    )
     assert text in outputs[0]
     assert "not shared" not in outputs[0]
 
@@ -393,17 +378,20 @@ def test_the_others_say_that_the_first_did_not_come(tmp_path: Path) -> None:
         nodes.start(node, "--wait", "10")
     codes, outputs = nodes.end()
     assert codes == {1: 2, 2: 2}, outputs
-    assert "node 1 of 3 (NODE_RANK=0) did not come within 10 s; there: node 2" in outputs[1]
+    for node in (1, 2):
+        assert (
+            f"node 1 of 3 (NODE_RANK=0) did not answer at 127.0.0.1:{nodes.port} within 10 s" in outputs[node]
+        )
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_not_shared_hides_who_came(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_shared_is_found_though_a_machine_is_missing(tmp_path: Path) -> None:
     nodes = Nodes(tmp_path, 3)
     nodes.start(1, "--wait", "30", out="another/RUN")
     nodes.start(0, "--wait", "30")
     codes, outputs = nodes.end()
     assert codes == {0: 2, 1: 2}, outputs
-    assert "node 3 of 3 (NODE_RANK=2) did not come" in outputs[0]
+    assert "node 3 of 3 (NODE_RANK=2) did not connect" in outputs[0]
     assert "the run folder is not shared" in outputs[0]
 
 

@@ -25,6 +25,7 @@ from launcher.commands import run
 from launcher.processes import torchrun
 from launcher.processes.outcome import Outcome
 from launcher.processes.torchrun import Machines
+from plast_train.checkpoint.format import manifest_text
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, read_json
 from plast_train.runtime.failures import Failure, publish_failure
@@ -110,7 +111,7 @@ def nothing_to_probe(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch
 def other_base(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -> dict[str, Any]:
     manifest = folder / "RUN" / "checkpoints" / "step-00000003" / "manifest.json"
     manifest.parent.mkdir(parents=True)
-    manifest.write_text('{"base": "0123456789abcdef0123"}')
+    manifest.write_text(manifest_text({"format": 1, "step": 3, "base": "0123456789abcdef0123"}))
     return {}
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.checkpoint_makers import verify
 from support.training_runs import (
     STEPS,
     continue_run,
@@ -18,7 +19,7 @@ from support.training_runs import (
     train_runs,
 )
 
-from plast_train.checkpoint.format import step_name, verify
+from plast_train.checkpoint.format import step_name
 
 pytestmark = pytest.mark.slow
 WAYS = [(world, zero) for world in (1, 2, 3) for zero in (2, 3)] + [(4, 3)]
@@ -51,7 +52,7 @@ def require_curve(run: Path, reference: Path, world: int, zero: int) -> None:
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert float(((losses(run) - expected).abs() / expected).max()) < 1e-3
     assert torch.equal(losses(run)[:10], expected[:10])
-    manifest = verify(run / "checkpoints" / step_name(STEPS), print)
+    manifest = verify(run / "checkpoints" / step_name(STEPS))
     assert (manifest["world_size"], manifest["zero_stage"]) == (world, zero)
 
 

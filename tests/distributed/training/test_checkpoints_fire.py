@@ -19,11 +19,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.checkpoint_makers import ALONE, IDENTITY, SETTINGS, holds_step, save, save_on
+from support.checkpoint_makers import ALONE, IDENTITY, holds_step, newest_whole, save, save_on
 
 from plast_train import run_folder
-from plast_train.checkpoint import checkpoints, format
-from plast_train.checkpoint.format import MANIFEST, newest_valid, shard_name, step_name
+from plast_train.checkpoint import format, resume
+from plast_train.checkpoint import save as saving
+from plast_train.checkpoint.format import MANIFEST, shard_name, step_name
 from plast_train.errors import UserError
 from plast_train.runtime import late_files
 
@@ -50,10 +51,10 @@ def two(tmp_path: Path) -> Path:
 def require_skipped(folder: Path, file: str, what: str) -> None:
     """The newest is skipped for the one before, and the message names the checkpoint and the file."""
     said: list[str] = []
-    found = newest_valid(folder, said.append)
-    assert found is not None and found[0].name == OLD, what
-    assert len(said) == 1 and f"{folder / NEW} is skipped" in said[0], (what, said)
-    assert file in said[0].split("before:")[1], (what, said)
+    found = newest_whole(folder, said.append)
+    assert found is not None and found.name == OLD, what
+    assert len(said) == 1 and f"{folder / NEW} is broken" in said[0], (what, said)
+    assert file in said[0].split("broken:")[1], (what, said)
 
 
 def places(size: int, count: int, seed: int) -> list[int]:
@@ -75,7 +76,7 @@ def test_every_flipped_byte_is_found(two: Path, impatient: None) -> None:
             require_skipped(two, file.name, f"{file.name}: byte {place}")
             tried += 1
         file.write_bytes(content)
-    assert tried >= 5 * 60 and newest_valid(two, pytest.fail) is not None
+    assert tried >= 5 * 60 and newest_whole(two, pytest.fail) is not None
 
 
 def test_every_truncated_lengthened_and_missing_file_is_found(two: Path, impatient: None) -> None:
@@ -95,21 +96,21 @@ def test_every_truncated_lengthened_and_missing_file_is_found(two: Path, impatie
         require_skipped(two, file.name, f"{file.name} a folder")
         file.rmdir()
         file.write_bytes(content)
-    assert newest_valid(two, pytest.fail) is not None
+    assert newest_whole(two, pytest.fail) is not None
 
 
 def test_a_broken_one_makes_way(two: Path, impatient: None) -> None:
     """It is neither kept instead of a whole one nor gone back to, and nothing of it is lost."""
     (two / NEW / shard_name(1, 4)).unlink()
     said: list[str] = []
-    ranks: Any = SimpleNamespace(on_first=lambda action: action(), say=said.append)
-    assert checkpoints.choose(two, IDENTITY, SETTINGS, ranks) == two / OLD
+    ranks: Any = SimpleNamespace(**vars(ALONE) | {"say": said.append})
+    assert resume.choose(two, IDENTITY, ranks) == two / OLD
     assert [path.name for path in format.checkpoints(two)] == [OLD]
     assert (two.parent / "suspect" / NEW / MANIFEST).is_file()
-    assert said[-1] == f"{two / NEW} is now {two.parent / 'suspect' / NEW}"
+    assert len(said) == 1 and f"it is set aside as {two.parent / 'suspect' / NEW}" in said[0]
     save_on(4, two, 10)
     (two / NEW / MANIFEST).write_text("torn")
-    assert checkpoints.choose(two, IDENTITY, SETTINGS, ranks) == two / OLD
+    assert resume.choose(two, IDENTITY, ranks) == two / OLD
     assert sorted(path.name for path in (two.parent / "suspect").iterdir()) == [NEW, f"{NEW}-2"]
 
 
@@ -117,7 +118,7 @@ def test_all_broken_is_none(two: Path, impatient: None) -> None:
     for name in (OLD, NEW):
         (two / name / MANIFEST).unlink()
     said: list[str] = []
-    assert newest_valid(two, said.append) is None
+    assert newest_whole(two, said.append) is None
     assert [name in line for name, line in zip((NEW, OLD), said, strict=True)] == [True, True]
 
 
@@ -152,7 +153,7 @@ def kill_at(patch: pytest.MonkeyPatch, number: int) -> None:
 
     for name in ("mkdir", "rename", "write_text"):
         wrap(Path, name, lambda path, *_: path)
-    wrap(checkpoints, "save_file", lambda _tensors, path: path)
+    wrap(saving, "save_file", lambda _tensors, path: path)
     wrap(shutil, "rmtree", lambda path, *_: path)
     wrap(os, "fsync", lambda _descriptor: None)
 
@@ -176,9 +177,9 @@ def test_a_kill_at_any_operation_loses_nothing(tmp_path: Path, impatient: None, 
                 break
             except Killed:
                 pass
-        found = newest_valid(folder, warn)
-        assert found is not None and found[0].name in (NEW, step_name(15)), number
-        assert holds_step(found[0], int(found[0].name[5:])), number
+        found = newest_whole(folder, warn)
+        assert found is not None and found.name in (NEW, step_name(15)), number
+        assert holds_step(found, int(found.name[5:])), number
         save(folder, 15, keep=2)
         assert sorted(p.name for p in folder.iterdir()) == [NEW, step_name(15)], number
         assert holds_step(folder / step_name(15), 15), number
@@ -244,8 +245,7 @@ def test_a_disk_that_becomes_read_only(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(UserError, match=r"Read-only file system.*step-00000010"):
         save(folder, 10)
-    assert checkpoints.choose(folder, IDENTITY, SETTINGS, ALONE) == folder / OLD
-    checkpoints.wait_for_view(folder, ALONE)
+    assert resume.choose(folder, IDENTITY, ALONE) == folder / OLD
 
 
 def test_a_folder_that_may_not_be_written() -> None:
@@ -266,14 +266,14 @@ def test_a_folder_that_may_not_be_written() -> None:
 
 
 def fail_on_rank_2(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    original = checkpoints.save_file
+    original = saving.save_file
 
     def save_file(tensors: Any, path: Path) -> None:
         if "shard-00002" in path.name:
             raise error
         original(tensors, path)
 
-    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    monkeypatch.setattr(saving, "save_file", save_file)
 
 
 def test_one_rank_that_cannot_write_is_named_on_all(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +301,11 @@ def test_clocks_that_go_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for file in (path, *path.iterdir()):
             os.utime(file, (next(now), next(now)))
     assert [p.name for p in format.checkpoints(tmp_path)] == [step_name(15), NEW]
-    assert checkpoints.choose(tmp_path, IDENTITY, SETTINGS, ALONE) == tmp_path / step_name(15)
+    assert resume.choose(tmp_path, IDENTITY, ALONE) == tmp_path / step_name(15)
     (tmp_path / step_name(15) / MANIFEST).unlink()
     monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0.5)
     began = time.monotonic()
-    assert checkpoints.choose(tmp_path, IDENTITY, SETTINGS, ALONE) == tmp_path / NEW
+    assert resume.choose(tmp_path, IDENTITY, ALONE) == tmp_path / NEW
     assert 0.5 <= time.monotonic() - began < 5
 
 
@@ -322,10 +322,10 @@ def hide(path: Path, seconds: float) -> threading.Timer:
 def test_a_file_shown_late_is_waited_for(two: Path, late: str) -> None:
     timer = hide(two / NEW / late, 0.7)
     said: list[str] = []
-    found = newest_valid(two, said.append)
+    found = newest_whole(two, said.append)
     timer.join()
-    assert found is not None and found[0].name == NEW
-    assert len(said) == 1 and f"{two / NEW / late} is not all there yet; waiting up to 70 s" in said[0]
+    assert found is not None and found.name == NEW
+    assert len(said) == 1 and f"{two / NEW / late} is not complete yet; waiting up to 70 s" in said[0]
 
 
 def test_a_file_shown_in_part_is_waited_for(two: Path) -> None:
@@ -335,9 +335,9 @@ def test_a_file_shown_in_part_is_waited_for(two: Path) -> None:
     timer = threading.Timer(0.7, shard.write_bytes, [content])
     timer.start()
     said: list[str] = []
-    found = newest_valid(two, said.append)
+    found = newest_whole(two, said.append)
     timer.join()
-    assert found is not None and found[0].name == NEW and len(said) == 1
+    assert found is not None and found.name == NEW and len(said) == 1
 
 
 def test_waiting_ends(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,23 +348,22 @@ def test_waiting_ends(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (two / OLD / MANIFEST).unlink()
     said: list[str] = []
     began = time.monotonic()
-    found = newest_valid(two, said.append)
-    assert found is not None and found[0].name == step_name(3)
+    found = newest_whole(two, said.append)
+    assert found is not None and found.name == step_name(3)
     assert 1.0 <= time.monotonic() - began < 4.0
-    assert [line.split(" is ")[-1][:7] for line in said] == ["not all", "missing", "skipped"]
+    assert [line.split(" is ")[-1][:7] for line in said] == ["not all", "missing", "broken:"]
 
 
 def test_a_checkpoint_that_only_another_rank_sees_is_waited_for(two: Path) -> None:
     timer = hide(two / NEW, 0.7)
     ranks: Any = SimpleNamespace(**vars(ALONE) | {"gather": lambda value: [value, [NEW]]})
-    checkpoints.wait_for_view(two, ranks)
+    assert resume.choose(two, IDENTITY, ranks) == two / NEW
     timer.join()
-    assert checkpoints.choose(two, IDENTITY, SETTINGS, ranks) == two / NEW
 
 
 def show_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """The folder of a checkpoint and rank 1's shard are seen only after that time."""
-    make_empty, write_shard = checkpoints._make_empty, checkpoints._write_shard
+    make_empty, write_shard = saving._make_empty, saving._write_shard
 
     def make_late(folder: Path, room: int) -> None:
         make_empty(folder, room)
@@ -376,19 +375,19 @@ def show_late(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
             hide(path, seconds)
         return entry
 
-    monkeypatch.setattr(checkpoints, "_make_empty", make_late)
-    monkeypatch.setattr(checkpoints, "_write_shard", write_late)
+    monkeypatch.setattr(saving, "_make_empty", make_late)
+    monkeypatch.setattr(saving, "_write_shard", write_late)
 
 
 def test_publishing_waits_for_what_is_shown_late(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     show_late(monkeypatch, 0.7)
     assert save_on(3, two, 15) == [two / step_name(15)] * 3
-    found = newest_valid(two, pytest.fail)
-    assert found is not None and found[0].name == step_name(15) and holds_step(found[0], 15)
+    found = newest_whole(two, pytest.fail)
+    assert found is not None and found.name == step_name(15) and holds_step(found, 15)
 
 
 def test_a_folder_that_machines_do_not_share_is_told(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_shard = checkpoints._write_shard
+    write_shard = saving._write_shard
 
     def write_elsewhere(path: Path, tensors: Any) -> Any:
         entry = write_shard(path, tensors)
@@ -397,7 +396,7 @@ def test_a_folder_that_machines_do_not_share_is_told(two: Path, monkeypatch: pyt
         return entry
 
     monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 0.5)
-    monkeypatch.setattr(checkpoints, "_write_shard", write_elsewhere)
+    monkeypatch.setattr(saving, "_write_shard", write_elsewhere)
     for outcome in save_on(3, two, 15):
         assert isinstance(outcome, UserError)
         assert "shard-00001" in str(outcome) and "do all machines share this folder?" in str(outcome)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoint_makers import ALONE
+from support.checkpoint_makers import ALONE, masters_of
 from support.training_runs import (
     LANGUAGES,
     STEPS,
@@ -23,10 +23,11 @@ from support.training_runs import (
 )
 
 from plast_train.analysis.models import each_checkpoint
-from plast_train.checkpoint import checkpoints
-from plast_train.checkpoint.format import step_name
+from plast_train.checkpoint.format import Identity, step_name
+from plast_train.checkpoint.save import Snapshot, write
 from plast_train.config import Config, ModelConfig
 from plast_train.context import Context
+from plast_train.data.images import load_image
 from plast_train.data.questions import Record
 from plast_train.data.sampling import plan_training, split_records
 from plast_train.lvlm.freezing import all_parameters, changed_weights, freeze_all_but
@@ -34,7 +35,6 @@ from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.lvlm.lora import MergedWeights, add_adapters, remove_adapters
 from plast_train.run_folder import RunFolder
 from plast_train.runtime.deepspeed_config import load_deepspeed_config
-from plast_train.training.batches import load_image
 from plast_train.training.engine import learning_rate
 from plast_train.training.export import check_export, export
 from plast_train.training.train import parameters_to_train
@@ -149,7 +149,7 @@ def test_losses_are_those_of_plain_torch(
 @pytest.mark.parametrize("method", LAYERS)
 def test_a_resumed_run_ends_with_the_same_bits(runs: SimpleNamespace, method: str) -> None:
     once, again = (
-        checkpoints.load_masters(run / "checkpoints" / step_name(STEPS))
+        masters_of(run / "checkpoints" / step_name(STEPS))
         for run in (getattr(runs, f"{method}2"), getattr(runs, f"{method}_again"))
     )
     assert once.keys() == again.keys() and all(torch.equal(once[name], again[name]) for name in once)
@@ -185,7 +185,7 @@ def test_lora_export_is_the_base_with_the_adapters_merged(
     runs: SimpleNamespace, plain: dict[str, Any]
 ) -> None:
     folder = exported(runs.lora2, runs.base)
-    adapters = checkpoints.load_masters(runs.lora2 / "checkpoints" / step_name(STEPS))
+    adapters = masters_of(runs.lora2 / "checkpoints" / step_name(STEPS))
     assert all(".lora_A." in name or ".lora_B." in name for name in adapters)
     before, after = (dict(load(path).model.named_parameters()) for path in (runs.base, folder))
     merged = {
@@ -217,7 +217,7 @@ def test_lora_export_is_the_base_with_the_adapters_merged(
 @pytest.mark.slow
 def test_full_export_differs_from_the_base_in_all_but_the_vision_tower(runs: SimpleNamespace) -> None:
     folder = exported(runs.full2, runs.base)
-    trained = checkpoints.load_masters(runs.full2 / "checkpoints" / step_name(STEPS))
+    trained = masters_of(runs.full2 / "checkpoints" / step_name(STEPS))
     before, after = (dict(load(path).model.named_parameters()) for path in (runs.base, folder))
     frozen = {name for name in before if torch.equal(before[name], after[name])}
     assert frozen == {name for name in before if "vision_tower" in name}
@@ -277,13 +277,13 @@ def test_analyses_follow_the_checkpoints(tmp_path: Path, method: str) -> None:
     before = {name: p.clone() for name, p in model.named_parameters()}
     trained = parameters_to_train(context, [0, 2], "all")
     shapes = {name: list(p.shape) for name, p in trained.items()}
-    identity = checkpoints.Identity(context.lvlm.fingerprint, [0, 2], "all", shapes)
+    identity = Identity(context.lvlm.fingerprint, [0, 2], "all", shapes, {})
     generator, saved = torch.Generator().manual_seed(0), {}
     for step in (1, 2):
         saved[step] = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
         tensors = {f"{n}@0": t.flatten().expand(3, -1).contiguous() for n, t in saved[step].items()}
-        snap = checkpoints.Snapshot(step, 2, tensors | {"rng.cpu": torch.get_rng_state()})
-        checkpoints.write(snap, run.checkpoints, identity, {}, ALONE, 10)
+        snap = Snapshot(step, 2, tensors | {"rng.cpu": torch.get_rng_state()})
+        write(snap, run.checkpoints, identity, ALONE, 10)
     remove_adapters(model)
     seen = []
     for step in each_checkpoint(context):

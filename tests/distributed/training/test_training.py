@@ -17,6 +17,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.checkpoint_makers import masters_of, verify
 from support.training_runs import (
     LANGUAGES,
     STEPS,
@@ -30,17 +31,16 @@ from support.training_runs import (
     train_runs,
 )
 
-from plast_train.checkpoint import checkpoints
 from plast_train.checkpoint.format import checkpoints as published
-from plast_train.checkpoint.format import step_name, verify
+from plast_train.checkpoint.format import step_name
 from plast_train.config import Config, ModelConfig
+from plast_train.data.images import load_image
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan, plan_training, split_records
 from plast_train.errors import UserError
 from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
 from plast_train.runtime.deepspeed_config import load_deepspeed_config
-from plast_train.training.batches import load_image
 from plast_train.training.engine import learning_rate
 from plast_train.training.freezing_proof import describe_freezing, frozen_hashes, require_unchanged
 
@@ -198,7 +198,7 @@ def test_zero_follows_plain_torch(runs: SimpleNamespace, plain: Any, stage: str)
     assert expected[-1] < 0.8 * expected[0], "the model must learn, or the comparison says little"
     assert len(losses(run)) == STEPS
     assert relative_difference(losses(run), expected) < 1e-4
-    masters = checkpoints.load_masters(run / "checkpoints" / step_name(STEPS))
+    masters = masters_of(run / "checkpoints" / step_name(STEPS))
     assert masters.keys() == weights.keys()
     for name, weight in weights.items():
         assert torch.allclose(masters[name], weight, atol=1e-3), name
@@ -241,7 +241,7 @@ def test_nan_stops_the_run_and_names_records_and_checkpoint(runs: SimpleNamespac
     assert f"record-{runs.nan_record}" in message
     last = published(runs.nan / "checkpoints")[0]
     assert last.name == step_name(runs.nan_step - 1) and str(last) in message
-    assert all(tensor.isfinite().all() for tensor in checkpoints.load_masters(last).values())
+    assert all(tensor.isfinite().all() for tensor in masters_of(last).values())
     assert len(metrics(runs.nan)) == runs.nan_step - 1
 
 
@@ -254,8 +254,8 @@ def test_an_infinite_gradient_stops_the_run_before_the_step(runs: SimpleNamespac
     plan = plan_of(run, load(runs.base), make_config())
     numbers = {s.key.record for row in plan.steps[INFINITE - 1].rows for tree in row for s in tree.sequences}
     assert all(f"record-{number}" in message for number in numbers)
-    last = checkpoints.checkpoints(run / "checkpoints")[0]
-    assert last.name == checkpoints.step_name(INFINITE - 1) and str(last) in message
+    last = published(run / "checkpoints")[0]
+    assert last.name == step_name(INFINITE - 1) and str(last) in message
     for rank in range(2):  # what the stopped ranks hold is what they saved after the step before
         held = load_file(run / f"held-{rank}.safetensors")
         saved = load_file(last / f"shard-{rank:05d}-of-00002.safetensors")
@@ -270,9 +270,7 @@ def test_a_failed_save_ends_the_run_on_all_ranks(runs: SimpleNamespace) -> None:
 
 
 def same_end(run: Path, reference: Path, step: int) -> bool:
-    found, expected = (
-        checkpoints.load_masters(r / "checkpoints" / step_name(step)) for r in (run, reference)
-    )
+    found, expected = (masters_of(r / "checkpoints" / step_name(step)) for r in (run, reference))
     return found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
@@ -301,7 +299,7 @@ def test_other_ranks_and_stages_go_on_with_the_curve(
     run = getattr(resumed, name)
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert relative_difference(losses(run), losses(runs.zero2)) < 1e-3
-    manifest = verify(run / "checkpoints" / step_name(STEPS), print)
+    manifest = verify(run / "checkpoints" / step_name(STEPS))
     expected = {"one": (1, 2), "two": (2, 2), "three": (2, 3)}[name]
     assert (manifest["world_size"], manifest["zero_stage"]) == expected
 
@@ -310,7 +308,7 @@ def test_broken_checkpoints_are_skipped(runs: SimpleNamespace, resumed: SimpleNa
     assert f"resumed from {resumed.torn / 'checkpoints' / step_name(5)}" in resumed.terminal
     for step, problem in ((20, "SHA-256"), (15, "has 1000 bytes"), (10, "is missing")):
         line = next(
-            x for x in resumed.terminal.splitlines() if f"torn/checkpoints/step-{step:08d} is skip" in x
+            x for x in resumed.terminal.splitlines() if f"torn/checkpoints/step-{step:08d} is broken" in x
         )
         assert problem in line and "shard-0000" in line
     assert same_end(resumed.torn, runs.zero1, STEPS)
@@ -318,7 +316,7 @@ def test_broken_checkpoints_are_skipped(runs: SimpleNamespace, resumed: SimpleNa
 
 def test_another_base_is_refused(resumed: SimpleNamespace) -> None:
     message = (resumed.other / "UserError.txt").read_text()
-    assert "was made from the base" in message and "0" * 16 in message
+    assert "was made from another base" in message and "0" * 16 in message
 
 
 def test_changed_settings_train_anew_and_keep_the_old(resumed: SimpleNamespace) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from support.checkpoint_makers import IDENTITY, SETTINGS, SHAPES, holds_step, states
+from support.checkpoint_makers import IDENTITY, SHAPES, holds_step, states
 
-from plast_train.checkpoint import checkpoints
+from plast_train.checkpoint import save
 from plast_train.checkpoint.format import step_name
 from plast_train.checkpoint.partitions import OwnedRange
-from plast_train.checkpoint.saver import Saver
+from plast_train.checkpoint.save import Saver
 from plast_train.errors import UserError
 
 ENGINE: Any = SimpleNamespace(device=torch.device("cpu"), zero_optimization_stage=lambda: 2)
@@ -43,8 +43,8 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
         self.error: Exception | None = None
-        self._write = checkpoints._write_shard
-        monkeypatch.setattr(checkpoints, "_write_shard", self.write)
+        self._write = save._write_shard
+        monkeypatch.setattr(save, "_write_shard", self.write)
 
     def write(self, path: Path, tensors: Any) -> Any:
         self.reached.set()
@@ -57,7 +57,7 @@ class Gate:
 @pytest.fixture
 def weights(monkeypatch: pytest.MonkeyPatch) -> Weights:
     made = Weights()
-    monkeypatch.setattr(checkpoints, "owned_ranges", made.owned)
+    monkeypatch.setattr(save, "owned_ranges", made.owned)
     return made
 
 
@@ -70,8 +70,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 def saver(tmp_path: Path, weights: Weights) -> Iterator[Saver]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     ranks: Any = SimpleNamespace(rank=0, world=1, watchdog=SimpleNamespace(computing=nullcontext))
-    memory = checkpoints.host_memory(ENGINE, {})
-    yield Saver(tmp_path / "checkpoints", IDENTITY, SETTINGS, 2, ranks, memory)
+    memory = save.host_memory(ENGINE, {})
+    yield Saver(tmp_path / "checkpoints", IDENTITY, 2, ranks, memory)
     dist.destroy_process_group()
 
 

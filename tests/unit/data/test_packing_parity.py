@@ -3,6 +3,7 @@ time, in float32 (hidden states, loss, gradients), and the tests must notice a b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,14 +76,14 @@ def alone(sequence: TokenSequence) -> PackedRow:
 def hidden_states(lvlm: Lvlm, row: PackedRow) -> torch.Tensor:
     with torch.no_grad():
         body = lvlm.model.get_submodule("model")
-        inputs = row_inputs(lvlm.model, row, pixels(lvlm, row))
+        inputs = row_inputs(lvlm.model, replace(row, pixel_values=pixels(lvlm, row)))
         out = body(**inputs, output_hidden_states=True, use_cache=False)
     return torch.stack(out.hidden_states)[:, 0]
 
 
 def loss(lvlm: Lvlm, row: PackedRow) -> torch.Tensor:
     indices, labels = row.targets()
-    inputs = row_inputs(lvlm.model, row, pixels(lvlm, row))
+    inputs = row_inputs(lvlm.model, replace(row, pixel_values=pixels(lvlm, row)))
     logits = lvlm.model(**inputs, logits_to_keep=indices, use_cache=False).logits[0]
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
 

@@ -81,7 +81,7 @@ def test_twice_goes_back_and_the_third_time_gives_up(run: RunFolder) -> None:
     attempt(run, "killed", 230)
     assert diagnosis(run) is None
     line = go_back(run)
-    assert line is not None and "failed 2 times in the stage train, after step 230" in line
+    assert line is not None and "failed twice in the stage train, after step 230" in line
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000100"]
     assert (run.path / "suspect" / "step-00000200").is_dir()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import COMMANDS, STAGES, Parser, main
+from launcher.cli import STAGES, commands, main
 from launcher.doctor import machine
 from launcher.table import benchmark_table
 from plast_train import stages
@@ -81,16 +81,40 @@ def test_wrong_config_is_refused_without_torch(
 
 
 def test_options_and_values_in_any_order() -> None:
-    parser = Parser("run", "")
-    COMMANDS["run"].add_arguments(parser)
     for line in (
         "tiny a.b=1 c=2 --out RUN --nproc 2",
         "--nproc 2 --out RUN tiny a.b=1 c=2",
         "tiny --nproc=2 a.b=1 --out RUN c=2",
     ):
-        found = parser.parse(line.split())
-        assert (found.recipe, found.overrides, found.nproc) == ("tiny", ["a.b=1", "c=2"], 2)
-        assert found.out == Path("RUN")
+        found = commands.commands["run"].make_context("run", line.split()).params
+        assert found == {"recipe": "tiny", "overrides": ("a.b=1", "c=2"), "nproc": 2, "out": Path("RUN")}
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "name", "values"),
+    [
+        ("evaluate", "M --benchmarks a_en.tsv b_en.tsv --out D", "benchmarks", ("a_en.tsv", "b_en.tsv")),
+        ("evaluate", "--benchmarks=a_en.tsv M", "benchmarks", ("a_en.tsv",)),
+        ("attention", "RUN --layer 3 4 --question q --layer 5", "layer", (3, 4, 5)),
+    ],
+)
+def test_options_that_take_several_values(
+    command: str, line: str, name: str, values: tuple[object, ...]
+) -> None:
+    assert commands.commands[command].make_context(command, line.split()).params[name] == values
+
+
+@pytest.mark.parametrize("option", ["--npro", "--ou", "-o"])
+def test_options_are_not_abbreviated(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "tiny", "--out", "x", option, "2"]) == 2
+    assert f"unknown option {option}" in capsys.readouterr().err
+
+
+def test_completion_offers_recipes_and_options() -> None:
+    recipe, overrides = commands.commands["run"].params[:2]
+    context = commands.commands["run"].make_context("run", ["tiny", "--out", "x"])
+    assert [item.value for item in recipe.shell_complete(context, "ti")] == ["tiny"]
+    assert [item.value for item in overrides.shell_complete(context, "train.max")] == ["train.max_steps="]
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1.5"])
@@ -101,12 +125,12 @@ def test_number_of_ranks(number: str, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_command_for_each_stage() -> None:
     assert stages.STAGES == STAGES
-    assert set(STAGES) < set(COMMANDS)
+    assert set(STAGES) < set(commands.commands)
 
 
 def test_without_arguments_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "usage: plast COMMAND" in capsys.readouterr().out
+    assert "Usage: plast [OPTIONS] COMMAND" in capsys.readouterr().out
 
 
 def test_make_tiny_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

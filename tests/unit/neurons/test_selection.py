@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from plast_train.config import Config, SelectionConfig
 from plast_train.errors import UserError
 from plast_train.neurons.statistics import LayerStatistics, layer_statistics
-from plast_train.neurons.strategies import layer_table, select_layers
+from plast_train.neurons.strategies import FIXED, MEASURED, layer_table, select_layers
 from plast_train.run_folder import RunFolder
 from plast_train.selection.select import select
 
@@ -168,6 +169,11 @@ def test_strategies_with_a_number(strategy, selected):
     assert select_layers(EIGHT, SelectionConfig(strategy=strategy, k=3), seed=0).selected == selected
     with pytest.raises(UserError, match="k=9: the decoder has 8 layers"):
         select_layers(EIGHT, SelectionConfig(strategy=strategy, k=9), seed=0)
+
+
+def test_every_strategy_of_the_config_has_one_rule():
+    names = get_args(SelectionConfig.model_fields["strategy"].annotation)
+    assert sorted(names) == sorted([*FIXED, *MEASURED])
 
 
 def test_top_k_prefers_the_shallower_of_equals():

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from plast_train.errors import UserError
-from plast_train.scoring.scores import option_logits_right, results, scores
+from plast_train.scoring.records import option_logits_right
+from plast_train.scoring.scores import results, scores
 from plast_train.tasks.prompts import INSTRUCTIONS, multiple_choice_text
 
 

@@ -17,8 +17,9 @@ from launcher.cli import main
 from plast_train.errors import UserError
 from plast_train.evaluation.answering import Answer, record_of
 from plast_train.lvlm.families import LLAVA_CHAT
+from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import questions_of
-from plast_train.scoring.scores import compare_all, results
+from plast_train.scoring.scores import results
 from plast_train.tasks.benchmarks import Benchmark, read_benchmark, read_benchmarks
 from plast_train.tasks.tables import read_tsv
 

@@ -13,6 +13,7 @@ from statistics import fmean
 import pytest
 import torch
 
+from launcher.checks.paths import WORLD
 from plast_train.errors import UserError
 from plast_train.tiny.architecture import TinySizes, build_model
 from plast_train.tiny.base import SHIPPED, make_tiny
@@ -27,11 +28,16 @@ from plast_train.tiny.vision import pixels
 from plast_train.tiny.words import LANGUAGES, answer_text
 from plast_train.tiny.world import benchmark_items, draw_world, letter, multiple_choice
 
+# SHA-256 over all files of the world drawn with seed 0, by the name its folder in the cache has.
+DIGESTS = {
+    "tiny-world-3243a0b627cd5d1d": "3df4b83c95dcc3b6977d72d5ec26f3de9f9059b2f01b7f73bbfb3fd0e9d4c8e7",
+}
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    draw_world(folder, seed=3)
+    draw_world(folder, seed=0)
     return folder
 
 
@@ -45,11 +51,19 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_same_seed_same_files_and_another_seed_other_files(world: Path, tmp_path: Path) -> None:
-    draw_world(tmp_path / "again", seed=3)
-    draw_world(tmp_path / "other", seed=4)
-    assert hashes(tmp_path / "again") == hashes(world)
-    assert hashes(tmp_path / "other")["tiny_sw.tsv"] != hashes(world)["tiny_sw.tsv"]
+def test_what_is_drawn_is_what_the_cache_folder_is_named_for(world: Path) -> None:
+    """An older world of the same name would be taken for the new one. Also: the same seed, the same files."""
+    digest = hashlib.sha256()
+    for name, content in hashes(world).items():
+        digest.update(name.encode() + b"\0" + bytes.fromhex(content))
+    assert digest.hexdigest() == DIGESTS.get(WORLD), (
+        "the drawing changed: give WORLD a new name and record this digest"
+    )
+
+
+def test_another_seed_draws_other_files(world: Path, tmp_path: Path) -> None:
+    draw_world(tmp_path, seed=4)
+    assert hashes(tmp_path)["tiny_sw.tsv"] != hashes(world)["tiny_sw.tsv"]
 
 
 def test_records_are_parallel_and_complete(world: Path) -> None:

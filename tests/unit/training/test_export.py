@@ -15,7 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from plast_train.checkpoint.checkpoints import Identity, Snapshot, write
+from plast_train.checkpoint.format import Identity
+from plast_train.checkpoint.save import Snapshot, write
 from plast_train.config import Config
 from plast_train.errors import Interrupted, UserError
 from plast_train.lvlm.families import FAMILIES
@@ -181,7 +182,7 @@ def test_another_base_under_the_same_name_is_refused(tmp_path):
     known, masters = hashes(base), made_up_masters(base)
     shard = sorted(base.glob("*.safetensors"))[-1]
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(UserError, match=f"{shard.name}: is not the file the run began with"):
+    with pytest.raises(UserError, match=f"{shard.name}: is not the file that the run started with"):
         write_export(base, known, masters, tmp_path / "export", "card")
     assert not (tmp_path / "export").exists()
 
@@ -242,12 +243,11 @@ def context(tmp_path: Path) -> SimpleNamespace:
     described, run, ranks = describe_base(base), RunFolder(tmp_path / "run"), OneRank()
     shapes = {name: list(tensor.shape) for name, tensor in masters.items()}
     state = {f"{name}@0": t.flatten().repeat(3, 1) for name, t in masters.items()}
-    identity = Identity(described["fingerprint"], LAYERS, "all", shapes)
+    identity = Identity(described["fingerprint"], LAYERS, "all", shapes, {})
     write(
         Snapshot(7, 2, state | {"rng.cpu": torch.get_rng_state()}),
         run.checkpoints,
         identity,
-        {},
         ranks,
         keep=2,
     )
@@ -327,5 +327,5 @@ def test_stage_refuses_a_torn_checkpoint(context, monkeypatch):
 
 def test_stage_without_a_checkpoint_says_so(context):
     context.run = RunFolder(context.run.path.parent / "empty")
-    with pytest.raises(UserError, match="no checkpoint to export"):
+    with pytest.raises(UserError, match="holds no checkpoint"):
         export(context)

@@ -22,6 +22,7 @@ from plast_train.lvlm.lora import add_adapters
 from plast_train.training.flops import (
     TRAINED_PARTS,
     ModelShape,
+    adapter_weights,
     forward_flops,
     image_flops,
     input_gradient_flops,
@@ -31,7 +32,6 @@ from plast_train.training.flops import (
     visible_pairs,
     weight_gradient_flops,
 )
-from plast_train.training.flops_methods import adapter_weights, method_row_flops
 
 TOKENS, LABELS, IMAGES = 100, 15, 2
 SUBMODULE = {"all": "", "ffn": "mlp", "attention": "self_attn"}
@@ -90,7 +90,7 @@ def test_row_flops_are_those_torch_counts(layers: list[int], modules: str) -> No
     shape = shape_of(model.config.to_dict())
     forward, both = counted(model)
     assert forward_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES) == forward
-    assert row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, modules) == both
+    assert row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, modules, TrainConfig()) == both
 
 
 @pytest.mark.parametrize("modules", ["all", "ffn", "attention"])
@@ -101,7 +101,7 @@ def test_lora_flops_are_those_torch_counts(layers: list[int], modules: str) -> N
     freeze_all_but(model, adapters)
     shape = shape_of(model.config.to_dict())
     _, both = counted(model)
-    assert method_row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, modules, train) == both
+    assert row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, modules, train) == both
     per_layer = adapter_weights(shape.decoder, modules, 4)
     assert sum(p.numel() for p in adapters.values()) == per_layer * len(layers)
 
@@ -111,12 +111,12 @@ def test_full_flops_are_those_torch_counts() -> None:
     freeze_all_but(model, all_parameters(model, FAMILIES["llava"], images=True))
     shape, layers = shape_of(model.config.to_dict()), range(model.config.text_config.num_hidden_layers)
     _, both = counted(model)
-    assert method_row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, "all", train) == both
+    assert row_flops(shape, TOKENS, TOKENS**2, LABELS, IMAGES, layers, "all", train) == both
 
 
 def test_vision_layers_above_the_one_that_is_used_are_no_useful_work() -> None:
     used, all_layers = (shape_of(small_llava(layer).config.to_dict()) for layer in (-2, -1))
-    assert (used.vision.layers, all_layers.vision.layers) == (2, 3)
+    assert (used.vision.num_layers, all_layers.vision.num_layers) == (2, 3)
     one_layer = 2 * 37 * (4 * 64**2 + 2 * 64 * 128) + 4 * 37**2 * 64
     assert image_flops(all_layers) - image_flops(used) == one_layer
 
@@ -157,7 +157,7 @@ def test_figures_of_the_method() -> None:
 
 def test_trained_norms_add_the_input_gradients_of_the_lowest_q_k_v() -> None:
     shape = vicuna_7b()
-    with_norms = row_flops(shape, 1, 0, 1, 0, range(5), "all")
+    with_norms = row_flops(shape, 1, 0, 1, 0, range(5), "all", TrainConfig())
     parts = TRAINED_PARTS["all"] - {"norms"}
     without = (
         forward_flops(shape, 1, 0, 1, 0)
@@ -180,10 +180,10 @@ def test_pairs_are_those_the_mask_lets_through() -> None:
 
 
 def test_an_empty_row_costs_nothing() -> None:
-    assert row_flops(vicuna_7b(), 0, 0, 0, 0, [0], "all") == 0
+    assert row_flops(vicuna_7b(), 0, 0, 0, 0, [0], "all", TrainConfig()) == 0
 
 
 def test_known_architectures_have_the_sizes_of_their_models() -> None:
-    layers = {name: shape_of(read_architecture(None, name)).decoder.layers for name in KNOWN}
+    layers = {name: shape_of(read_architecture(None, name)).decoder.num_layers for name in KNOWN}
     assert layers == {"llava-hf/llava-1.5-7b-hf": 32, "llava-hf/llava-1.5-13b-hf": 40}
     assert vicuna_7b().image_tokens == 576

@@ -27,8 +27,8 @@ from plast_train.training.memory import (
     logits_bytes,
     model_states,
     rank_memory,
+    step_traffic,
 )
-from plast_train.training.traffic import step_traffic
 
 TOKENS = 64
 SIZES = {
@@ -38,7 +38,9 @@ SIZES = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
 }
-SHAPE = DecoderShape(hidden=64, intermediate=172, heads=4, kv_heads=4, head_dim=16, layers=4, vocab=97)
+SHAPE = DecoderShape(
+    hidden=64, intermediate=172, num_heads=4, num_kv_heads=4, head_dim=16, num_layers=4, vocab=97
+)
 SUBMODULE = {"all": "", "ffn": "mlp", "attention": "self_attn"}
 
 
