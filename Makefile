@@ -1,8 +1,8 @@
-# make setup | demo | test | test-slow | test-long | test-cluster | test-docker | lint
+# make setup | demo | test | test-unit | test-slow | test-long | test-cluster | test-docker | mutation | lint
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow test-long test-cluster test-docker lint
+.PHONY: setup demo test test-unit test-slow test-long test-cluster test-docker mutation lint
 
 setup: .venv/installed
 
@@ -18,6 +18,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster and not docker"
 
+# Starts no process; under two minutes on two cores.
+test-unit: setup
+	$(BIN)/python -m pytest tests/unit -m "not slow"
+
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not long"
 
@@ -32,6 +36,10 @@ test-cluster: setup
 # As root, with Debian's buildah debootstrap podman runc; skipped without. PLAST_IMAGES=DIR keeps the layers.
 test-docker: setup
 	$(BIN)/python -m pytest -m docker -rs
+
+# Breaks the core one line at a time; half an hour. The table goes to mutation/mutation.md.
+mutation: setup
+	$(BIN)/python tests/mutation.py --out mutation
 
 lint: setup
 	$(BIN)/ruff check .

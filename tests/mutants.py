@@ -176,21 +176,18 @@ MUTANTS: list[Mutant] = [
         "plast_train/neurons/counts.py",
         (f"{UNIT}/neurons/test_counts.py",),
         {
-            "a gate of zero is open": ("gate[row.last] > 0", "gate[row.last] >= 0"),
+            "a gate of zero is open": ("[row.last] > 0", "[row.last] >= 0"),
             "shared by either": ("fires & fires[row.english]", "fires | fires[row.english]"),
             "shared with the first sequence": (
                 "english_at[key.record] for key in keys",
                 "0 for key in keys",
             ),
-            "negative gates count in the text": ("(gate[row.text] > 0)", "(gate[row.text] != 0)"),
+            "negative gates count in the text": ("[row.text] > 0)", "[row.text] != 0)"),
             "read where the branch begins": (
                 "p.at(p.sequence.last_prompt_position) for p",
                 "p.branch_at for p",
             ),
-            "text of the next language": (
-                "for span, language in spans for _ in span",
-                "for _, language in spans",
-            ),
+            "text of one language": ("[language for _, language in text]", "[0 for _ in text]"),
             "merged tables replace": ("table += other[name].to(table.device)", "table.copy_(other[name])"),
             "slots in the order met": (
                 "slots[key.record] for key in keys",
@@ -220,10 +217,7 @@ MUTANTS: list[Mutant] = [
             "MSD of absolute deviations": ("(n - centre) ** 2", "abs(n - centre)"),
             "MSD counts English itself": ("row[:english] + row[english + 1 :]", "row"),
             "union counts the shared twice": ("size + size_en - both", "size + size_en"),
-            "overlap relative to the other": (
-                "_ratio(both, np.broadcast_to(size_en, both.shape))",
-                "_ratio(both, size)",
-            ),
+            "overlap relative to the other": ("_ratio(both, size_en)", "_ratio(both, size)"),
             "empty sets share nothing": ("np.where(whole == 0, 1.0,", "np.where(whole == 0, 0.0,"),
             "frequencies not on one denominator": ("np.minimum(scaled_p, scaled_q)", "np.minimum(p, q)"),
             "active relative to English's tokens": ("/ int(tokens[g])", "/ int(tokens[english])"),
@@ -376,7 +370,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "stage records",
         "plast_train/stages.py",
-        (f"{UNIT}/test_stage_settings.py", f"{UNIT}/comparison/test_comparison.py", f"{UNIT}/test_inputs.py"),
+        (f"{UNIT}/test_stages.py", f"{UNIT}/test_stage_settings.py"),
         {
             "clipping does not count": ('        "train.gradient_clipping",\n', ""),
             "matching does not count": ('        "evaluate.matching",\n', ""),
@@ -487,11 +481,14 @@ MUTANTS: list[Mutant] = [
     ),
     *_group(
         "validation",
-        "plast_train/training/validation.py",
+        "plast_train/training/losses.py",
         (f"{UNIT}/training/test_loop.py",),
         {
             "mean over records": ("float(part.sum()), len(part)", "float(part.mean()), 1.0"),
-            "repeated rows count": ("if not rank_row.counts", "if False"),
+            "repeated rows count": (
+                "if rank_row.counts:\n                for key, part",
+                "if True:\n                for key, part",
+            ),
         },
     ),
     *_group(

@@ -14,30 +14,44 @@ exactly once or the tests fail without any mutant.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
-import queue
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parent.parent
+# Libraries only, none of our own modules.
+HEAVY = (
+    "torch",
+    "torch.utils.tensorboard",
+    "transformers.models.llava.modeling_llava",
+    "transformers.models.auto.modeling_auto",
+    "deepspeed",
+    "peft",
+    "scipy.stats",
+    "matplotlib.pyplot",
+    "pandas",
+)
 # The slowest selection takes half a minute alone. A mutant may also make a loop endless: that is noticed too.
 TIMEOUT = 300
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`verdict`: killed, timeout (which also kills), survived, equivalent, or error if pytest cannot run."""
+    """`verdict` is killed, timeout (killed too), survived, equivalent, or error if pytest cannot run."""
 
     name: str
     file: str
@@ -103,96 +117,111 @@ def copy_tree(target: Path) -> None:
             shutil.copy(ROOT / name, target / name)
 
 
-def pytest(tree: Path, tests: Sequence[str], timeout: float) -> tuple[int | None, float, str]:
-    """Exit code (None after the timeout), seconds, and the last lines of the output."""
-    environment = os.environ | {
-        "PYTHONPATH": str(tree),
-        # A file changed twice within a second keeps its time stamp and would be taken from the cache.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-        "PLAST_SHARED": os.environ.get("PLAST_SHARED", str(ROOT.parent / "shared")),
-    }
-    options = ["-x", "-p", "no:cacheprovider", "-m", "not slow and not cluster and not docker"]
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *options, *tests],
-        cwd=tree,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        return None, time.monotonic() - began, f"ended after {timeout:.0f} s"
-    return process.returncode, time.monotonic() - began, "\n".join(output.strip().splitlines()[-3:])
+def preload() -> None:
+    """Imports what every test would: a forked child then begins with it instead of taking seconds."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("PLAST_SHARED", str(ROOT.parent / "shared"))
+    for module in HEAVY:
+        importlib.import_module(module)
 
 
-def run(tree: Path, mutant: Mutant) -> Outcome:
-    path = locate(tree, mutant)
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+def start(tree: Path, tests: Sequence[str], log: Path) -> int:
+    """Forks a child that runs pytest in the tree, and returns its process id. Its exit code is pytest's."""
+    child = os.fork()
+    if child:
+        return child
+    code = 3  # pytest's own code for an internal error
     try:
-        code, seconds, output = pytest(tree, mutant.tests, TIMEOUT)
+        os.setsid()  # so that what the tests start can be ended with it
+        os.chdir(tree)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.environ["PYTHONPATH"] = str(tree)
+        # A file changed twice within a second keeps its time stamp, and would be taken from the cache.
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        sys.dont_write_bytecode = True
+        sys.path[:0] = [str(tree), str(tree / "tests")]
+        chosen = "not slow and not cluster and not docker"
+        code = int(pytest.main(["-x", "-p", "no:cacheprovider", "-m", chosen, *tests]))
+        sys.stdout.flush()
     finally:
-        path.write_text(text, encoding="utf-8")
-    # 1: a test failed; 2: a module could not be imported; 4 and 5: no such test.
-    verdict = {None: "timeout", 1: "killed", 2: "killed", 0: "survived"}.get(code, "error")
-    detail = output if verdict != "killed" else _first_failure(output)
-    if verdict == "survived" and mutant.equivalent:
-        verdict, detail = "equivalent", mutant.equivalent
-    file = str(path.relative_to(tree))
-    return Outcome(mutant.name, file, mutant.old, mutant.new, verdict, round(seconds, 1), detail)
+        os._exit(code)
 
 
-def _first_failure(output: str) -> str:
-    line = next((x for x in output.splitlines() if x.startswith(("FAILED", "ERROR"))), "")
-    return line.partition(" - ")[0].partition(" ")[2].removeprefix("tests/")
+@dataclass
+class Running:
+    mutant: Mutant
+    child: int
+    began: float
+    file: Path
+    text: str
 
 
-def run_all(mutants: Sequence[Mutant], workers: int) -> list[Outcome]:
-    waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
-    for mutant in mutants:
-        waiting.put(mutant)
-    outcomes: dict[str, Outcome] = {}
-
-    def work(tree: Path) -> None:
-        while True:
-            try:
-                mutant = waiting.get_nowait()
-            except queue.Empty:
-                return
-            outcome = run(tree, mutant)
-            outcomes[mutant.name] = outcome
-            done = f"{len(outcomes):4}/{len(mutants)}"
-            print(f"{done} {outcome.verdict:10} {outcome.seconds:6.1f} s  {mutant.name}", flush=True)
-
-    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        trees = [Path(folder) / str(number) for number in range(workers)]
+def run_all(mutants: Sequence[Mutant], folder: Path, workers: int) -> list[Outcome]:
+    """As many at a time as there are workers, each in a tree of its own."""
+    trees = [folder / f"tree-{number}" for number in range(workers)]
+    for tree in trees:
+        copy_tree(tree)
+    waiting, running, outcomes = list(mutants), dict[Path, Running](), dict[str, Outcome]()
+    while waiting or running:
         for tree in trees:
-            copy_tree(tree)
-        threads = [threading.Thread(target=work, args=(tree,)) for tree in trees]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+            if tree not in running and waiting:
+                mutant = waiting.pop(0)
+                file = locate(tree, mutant)
+                text = file.read_text(encoding="utf-8")
+                file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+                child = start(tree, mutant.tests, log_of(tree))
+                running[tree] = Running(mutant, child, time.monotonic(), file, text)
+        time.sleep(0.05)
+        for tree, now in list(running.items()):
+            child, status = os.waitpid(now.child, os.WNOHANG)
+            if not child and time.monotonic() - now.began > TIMEOUT:
+                os.killpg(now.child, signal.SIGKILL)
+                child, status = os.waitpid(now.child, 0)
+            if child:
+                del running[tree]
+                now.file.write_text(now.text, encoding="utf-8")
+                outcome = judge(now, status, tree)
+                outcomes[outcome.name] = outcome
+                done = f"{len(outcomes):4}/{len(mutants)}"
+                print(f"{done} {outcome.verdict:10} {outcome.seconds:6.1f} s  {outcome.name}", flush=True)
     return [outcomes[mutant.name] for mutant in mutants]
 
 
-def passes_unchanged(mutants: Sequence[Mutant]) -> bool:
+def log_of(tree: Path) -> Path:
+    return tree.with_suffix(".log")
+
+
+def judge(ended: Running, status: int, tree: Path) -> Outcome:
+    mutant, lines = ended.mutant, log_of(tree).read_text(errors="replace").strip().splitlines()
+    # 1: a test failed; 2: a module could not be imported; 4 and 5: there is no such test.
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+    verdict = {None: "timeout", 1: "killed", 2: "killed", 0: "survived"}.get(code, "error")
+    failed = next((line for line in lines if line.startswith(("FAILED", "ERROR"))), "")
+    detail = failed.partition(" - ")[0].partition(" ")[2].removeprefix("tests/")
+    if verdict == "survived" and mutant.equivalent:
+        verdict, detail = "equivalent", mutant.equivalent
+    elif verdict == "error":
+        detail = " ".join(lines[-3:])
+    seconds = round(time.monotonic() - ended.began, 1)
+    file = str(ended.file.relative_to(tree))
+    return Outcome(mutant.name, file, mutant.old, mutant.new, verdict, seconds, detail)
+
+
+def passes_unchanged(mutants: Sequence[Mutant], folder: Path) -> bool:
     """Whether the selected tests pass while nothing is broken: else every mutant would seem killed."""
     tests = sorted({test for mutant in mutants for test in mutant.tests})
-    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        copy_tree(Path(folder))
-        code, seconds, output = pytest(Path(folder), tests, 10 * TIMEOUT)
-    print(f"unchanged: {output.splitlines()[-1] if output else code} ({seconds:.0f} s)")
-    if code != 0:
-        print(output)
-    return code == 0
+    tree = folder / "unchanged"
+    copy_tree(tree)
+    began = time.monotonic()
+    _, status = os.waitpid(start(tree, tests, log_of(tree)), 0)
+    lines = log_of(tree).read_text(errors="replace").strip().splitlines()
+    passed = os.waitstatus_to_exitcode(status) == 0
+    print("\n".join(lines[-1:] if passed else lines[-40:]))
+    print(f"{len(tests)} selections without a mutant: {time.monotonic() - began:.0f} s", flush=True)
+    return passed
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
@@ -240,9 +269,11 @@ def main() -> int:
     if options.check:
         print(f"{len(mutants)} mutants, every snippet is there once")
         return 0
-    if not passes_unchanged(mutants):
-        return 2
-    outcomes = run_all(mutants, min(options.workers, len(mutants)))
+    preload()
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        if not passes_unchanged(mutants, Path(folder)):
+            return 2
+        outcomes = run_all(mutants, Path(folder), min(options.workers, len(mutants)))
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "mutation.md").write_text(markdown(outcomes), encoding="utf-8")

@@ -1,13 +1,11 @@
-"""Every option decides whether a stage is redone, or is named here with the reason why it does not."""
+"""When a stage is done, and when it and those after it must be redone. test_stages.py covers every option."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from plast_train.config import Config
 from plast_train.run_folder import RunFolder
@@ -16,49 +14,8 @@ from plast_train.stages import STAGES, is_current, needed_by, record_hash, setti
 CONFIG = Config.model_validate(
     {"model": {"path": "base"}, "data": {"questions": ["questions.jsonl"], "languages": ["en", "de"]}}
 )
-NOT_SETTINGS = {
-    "model.path": "the base is an input, by the hashes of its files",
-    "model.trust_remote_code": "the weights and their hashes are the same",
-    "data.questions": "the records are an input, by the hash of records.jsonl",
-    "data.columns": "the records are an input",
-    "data.image_root": "records.jsonl holds the hash of each record's image",
-    "data.max_bad_fraction": "the records that were kept are an input",
-    "train.recompute": "less memory, the same numbers",
-    "train.validate_every": "only measures",
-    "checkpoint.every_steps": "only saves",
-    "checkpoint.every_minutes": "only saves",
-    "checkpoint.keep": "only deletes",
-    "evaluate.benchmarks": "an input, by the hashes of their content",
-    "evaluate.image_root": "a benchmark's hash covers its images",
-    "evaluate.batch_size": "each reply is that of its question alone",
-    "ablate.seeds": "plast ablate writes the config of each of its runs",
-    "ablate.variants": "as above",
-    "ablate.every": "as above",
-    "ablate.only": "as above",
-    "watchdog_minutes": "only ends a run that hangs",
-}
 
 
-def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all options."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def test_every_option_is_a_setting_or_has_a_reason() -> None:
-    settings = {key for stage in STAGES for key in settings_of(stage, CONFIG)}
-    without = {
-        leaf
-        for leaf in leaves(Config)
-        if not any(leaf == setting or leaf.startswith(f"{setting}.") for setting in settings)
-    }
-    assert without == NOT_SETTINGS.keys()
-
-
-# Stage → the settings without which it would not be the same stage; the rest of a section goes with it.
 @pytest.mark.parametrize(
     ("stage", "option", "value"),
     [
