@@ -40,7 +40,7 @@ class PackedRow:
     `pixel_values` `[images, 3, height, width]` are those of `images` in their order, on the CPU, once loaded
     (`lvlm.forward.load_row`); None before, and in a row without images.
     `position_ids` restart at the prefix's end in each branch. `tree` numbers the trees, `branch` is 0 in a
-    prefix and 1, 2, … in its branches: together they say what a token may see (`lvlm.forward`).
+    prefix and 1, 2, … in its branches: together they say what a token may see (`lvlm.attention`).
     """
 
     input_ids: torch.Tensor
