@@ -20,7 +20,6 @@ from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.prompts import Prompter
 from plast_train.runtime.distributed import Ranks
 from plast_train.scoring.questions import Batch, Question, model_inputs
-from plast_train.tasks.matching import match_open, match_reply, rules_of
 
 CLOSE = 1e-3
 
@@ -124,11 +123,7 @@ def record_of(question: Question, answer: Answer) -> dict[str, Any]:
     if logits is not None and not all(map(math.isfinite, logits.values())):
         raise FloatingPointError(f"{question.key}: option logits {logits}; the weights are not sound")
     benchmark, language, index = question.key
-    item, task = question.item, question.benchmark.task
-    if task == "choice":
-        matched = {rule: match_reply(answer.reply, item.options, rule) for rule in rules_of(task)}
-    else:
-        matched = {rule: match_open(answer.reply, item.answers, rule) for rule in rules_of(task)}
+    item = question.item
     return {
         "benchmark": benchmark,
         "language": language,
@@ -140,7 +135,7 @@ def record_of(question: Question, answer: Answer) -> dict[str, Any]:
         "category": item.category,
         "l2-category": item.l2_category,
         "prediction": answer.reply,
-        "matched": matched,
+        "matched": question.benchmark.format.match(item, answer.reply),
         "option_logits": logits,
         "options": item.options,
         "answers": list(item.answers),

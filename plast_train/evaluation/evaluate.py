@@ -17,7 +17,7 @@ from plast_train.evaluation.predictions import append_part, key_of, open_parts
 from plast_train.lvlm.loading import Lvlm
 from plast_train.runtime.distributed import Ranks
 from plast_train.scoring.questions import letter_tokens, plan_batches, plan_rounds, questions_of
-from plast_train.tasks.benchmarks import Benchmark
+from plast_train.tasks.benchmark import Benchmark
 
 
 def evaluate(

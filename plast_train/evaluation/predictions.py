@@ -21,7 +21,7 @@ from plast_train.run_folder import publish_folder, publish_text, read_json, to_j
 from plast_train.scoring.comparisons import Record
 from plast_train.scoring.questions import Key
 from plast_train.scoring.scores import compare_all, results
-from plast_train.tasks.benchmarks import Benchmark
+from plast_train.tasks.benchmark import Benchmark
 from plast_train.tasks.matching import RULES
 
 

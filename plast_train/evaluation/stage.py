@@ -14,7 +14,7 @@ from plast_train.lvlm.weights import load_weights
 from plast_train.run_folder import read_json
 from plast_train.scoring.accuracies import BASE, TRAINED
 from plast_train.stages import inputs_of
-from plast_train.tasks.benchmarks import benchmarks_of
+from plast_train.tasks.registry import benchmarks_of
 
 
 def evaluate(context: Context) -> list[Path]:
