@@ -29,7 +29,7 @@ class ImageDefect(ValueError):
 class CheckedImage(NamedTuple):
     """An image that can be used. `path` is absolute; `sha256` of the file tells a replaced picture. The file
     has just been read whole and decoded, which takes much longer than hashing it. Its time of change
-    would not survive a copy to another machine, where all would be done anew."""
+    would not survive a copy to another machine, where all would be redone."""
 
     path: Path
     sha256: str
@@ -51,7 +51,7 @@ def locate_image(name: str, root: Path) -> Path:
     except ImageDefect:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name no file can have
-        raise ImageDefect(f"image '{name}' cannot be found ({error}); mend its path") from None
+        raise ImageDefect(f"image '{name}' cannot be found ({error}); fix its path") from None
     return path
 
 

@@ -38,7 +38,7 @@ class Record:
     are there (`complete`) in what is probed; a record that lacks some is trained on in those it has.
 
     `image` is an absolute path that has been checked, `image_sha256` of its content: a replaced picture makes
-    another record, so that what was made from it is made anew. `where` says file and line, for messages;
+    another record, so that what was made from it is made again. `where` says file and line, for messages;
     `box` is the object's that the question asks about.
     """
 
@@ -132,7 +132,7 @@ def refuse_or_leave_out(defects: Sequence[Defect], records: int, max_bad_fractio
             f"{share}:\n{listed}\nMend them, or leave them out with data.max_bad_fraction "
             f"(now {max_bad_fraction:g}; these are {bad / records:.4g})"
         )
-    log.warning("%s and are left out; mend them to use them:\n%s", share, listed)
+    log.warning("%s and are left out; fix them to use them:\n%s", share, listed)
     for defect in defects[_SHOWN:]:
         log.info("left out: %s", defect)
 

@@ -1,4 +1,4 @@
-"""Benchmark files: the real ones read right, and every defect named with file, line, value and mend."""
+"""Benchmark files: the real ones read right, and every defect named with file, line, value and fix."""
 
 from __future__ import annotations
 
