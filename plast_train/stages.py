@@ -11,7 +11,7 @@ from typing import Any
 
 from plast_train.config import Config
 from plast_train.run_folder import RunFolder, sha256_of
-from plast_train.tasks.benchmark_hashes import benchmark_hashes
+from plast_train.tasks.registry import benchmark_hashes
 
 STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 

@@ -37,8 +37,7 @@ from plast_train.scoring.questions import (
     plan_rounds,
     questions_of,
 )
-from plast_train.tasks.benchmarks import Benchmark
-from plast_train.tasks.matching import match_open, match_reply, rules_of
+from plast_train.tasks.benchmark import Benchmark
 
 # Batching moves float32 logits by about 1e-5 (measured on the tiny model, tests hold it below 2.5e-4); 1e-3
 # leaves a margin and few questions fall below it.
@@ -196,11 +195,7 @@ def record_of(question: Question, reply: str, logits: dict[str, float] | None) -
             f"{question.key}: the option logits are {logits}, so the weights are not sound"
         )
     benchmark, language, index = question.key
-    item, task = question.item, question.benchmark.task
-    if task == "choice":
-        matched = {rule: match_reply(reply, item.options, rule) for rule in rules_of(task)}
-    else:
-        matched = {rule: match_open(reply, item.answers, rule) for rule in rules_of(task)}
+    item = question.item
     return {
         "benchmark": benchmark,
         "language": language,
@@ -212,7 +207,7 @@ def record_of(question: Question, reply: str, logits: dict[str, float] | None) -
         "category": item.category,
         "l2-category": item.l2_category,
         "prediction": reply,
-        "matched": matched,
+        "matched": question.benchmark.format.match(item, reply),
         "option_logits": logits,
         "options": item.options,
         "answers": list(item.answers),

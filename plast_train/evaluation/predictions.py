@@ -22,7 +22,7 @@ from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import Key
 from plast_train.scoring.records import Record
 from plast_train.scoring.scores import results
-from plast_train.tasks.benchmarks import Benchmark
+from plast_train.tasks.benchmark import Benchmark
 from plast_train.tasks.matching import RULES
 
 

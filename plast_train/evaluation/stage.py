@@ -11,7 +11,7 @@ from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.weights import load_weights
 from plast_train.scoring.records import BASE, TRAINED
 from plast_train.stages import inputs_of
-from plast_train.tasks.benchmarks import benchmarks_of
+from plast_train.tasks.registry import benchmarks_of
 
 
 def evaluate(context: Context) -> list[Path]:

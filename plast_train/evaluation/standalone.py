@@ -21,7 +21,7 @@ from plast_train.lvlm.loading import load_lvlm
 from plast_train.run_folder import RunFolder, read_json
 from plast_train.runtime.distributed import Ranks, end_ranks
 from plast_train.runtime.rank import run_rank
-from plast_train.tasks.benchmarks import benchmarks_of
+from plast_train.tasks.registry import benchmarks_of
 
 
 def main(arguments: Sequence[str]) -> int:

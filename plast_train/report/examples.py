@@ -18,7 +18,7 @@ from plast_train.report.accuracy import Result
 from plast_train.run_folder import RunFolder
 from plast_train.scoring.accuracies import BASE, TRAINED
 from plast_train.scoring.records import Record, generated_right
-from plast_train.tasks.benchmarks import benchmarks_of
+from plast_train.tasks.registry import benchmarks_of
 
 SHOWN = 6  # of each kind and benchmark
 THUMBNAIL = 168  # pixels, twice what the page takes for it

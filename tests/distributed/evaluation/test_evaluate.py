@@ -36,8 +36,9 @@ from plast_train.scoring.questions import (
     plan_batches,
     questions_of,
 )
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark
+from plast_train.tasks.benchmark import Benchmark
 from plast_train.tasks.matching import match_reply
+from plast_train.tasks.registry import read_benchmark
 from plast_train.tiny.architecture import TinySizes
 from plast_train.tiny.base import make_tiny
 
@@ -365,11 +366,6 @@ def test_prompts_are_checked_before_ranks_start(lvlm: Lvlm, benchmarks: list[Ben
     check_prompts(benchmarks, prompter, longest + 16, 16)
     with pytest.raises(UserError, match=rf"index \d+: {longest} tokens of prompt and 17 of reply exceed"):
         check_prompts(benchmarks, prompter, longest + 16, 17)
-    again = replace(benchmarks[0], path=Path("other_ar.tsv"))
-    with pytest.raises(
-        UserError, match=r"other_ar.tsv: same benchmark and language as .*mmbench_style_ar.tsv"
-    ):
-        check_prompts([*benchmarks, again], prompter, 2048, 16)
     item = replace(benchmarks[0].items[3], hint="<image>")
     with pytest.raises(UserError, match=rf"index {item.index}: the text contains '<image>'; remove it"):
         check_prompts([replace(benchmarks[0], items=[item])], prompter, 2048, 16)

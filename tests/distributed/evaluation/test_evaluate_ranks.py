@@ -23,7 +23,7 @@ from plast_train.evaluation.answering import NEAR_TIE, answer_benchmarks, near_t
 from plast_train.evaluation.predictions import key_of, read_parts
 from plast_train.lvlm.loading import describe_base, load_lvlm, resolve_base
 from plast_train.runtime.distributed import end_ranks, start_ranks
-from plast_train.tasks.benchmarks import read_benchmarks
+from plast_train.tasks.registry import read_benchmarks
 
 # Real launches for every number of ranks and batch size: minutes.
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from plast_train.config import TrainConfig
 from plast_train.data.packing import PackedRow, pack_row
 from plast_train.data.questions import Record
 from plast_train.data.token_tree import TokenSequence, build_tree
-from plast_train.lvlm import forward
+from plast_train.lvlm import attention
 from plast_train.lvlm.families import family_of
 from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm, load_text_side
@@ -151,7 +151,7 @@ def test_a_broken_mask_is_noticed(
     groups = sequences_of(lvlm, records, training=False)
     row = pack_row([build_tree(group) for group in groups])
     singles = [hidden_states(lvlm, alone(placed.sequence)) for placed in row.placed]
-    monkeypatch.setattr(forward, "_visible", MUTATIONS[mutation])
+    monkeypatch.setattr(attention, "_visible", MUTATIONS[mutation])
     packed = hidden_states(lvlm, row)
     errors = [
         relative(packed[:, placed.span(0, len(placed.sequence.tokens))], single)

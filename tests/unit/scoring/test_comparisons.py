@@ -18,7 +18,8 @@ from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.scoring.comparisons import compare
 from plast_train.scoring.questions import questions_of
 from plast_train.scoring.scores import scores
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark, read_benchmarks
+from plast_train.tasks.benchmark import Benchmark
+from plast_train.tasks.registry import read_benchmark, read_benchmarks
 
 FILES = [f"{style}_style_{language}.tsv" for style in ("mmmb", "mmbench") for language in ("en", "pt", "cn")]
 
