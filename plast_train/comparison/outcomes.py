@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
-from plast_train.comparison.intervals import Floats
 from plast_train.data.languages import ENGLISH
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, read_json
 from plast_train.scoring.accuracies import BASE, TRAINED
 from plast_train.scoring.scores import generated_right, option_logits_right
 from plast_train.stages import is_benchmark, is_current
+
+Floats = NDArray[np.float64]
 
 WAYS = ("generated", "option_logits")
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from plast_train.comparison.intervals import Floats, bootstrap, mean_over_units
-from plast_train.comparison.outcomes import WAYS, Answers, Outcome
+from plast_train.comparison.outcomes import WAYS, Answers, Floats, Outcome
 from plast_train.scoring.accuracies import MEAN
 from plast_train.scoring.comparisons import is_formatting
-from plast_train.scoring.significance import differing_units, holm, mcnemar
+from plast_train.scoring.significance import differing_units, holm, interval, mcnemar
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Change:
         return None if self.interval is None else self.interval[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that what is computed of it can be cached
 class Group:
     """A line of the comparison: runs that differ in their seed alone. Without any, `note` says why."""
 
@@ -65,6 +65,7 @@ class Group:
         return fmean(getattr(outcome, field) for outcome in self.outcomes)
 
 
+@cache  # an interval of thousands of units takes seconds; table, CSV and figure each ask for it
 def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
     """Of the group's runs against their base: by language, English first, and last the mean of the others,
     where there are any."""
@@ -78,6 +79,7 @@ def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
     return {label: _as_published(c, one.published(benchmark, way, label)) for label, c in found.items()}
 
 
+@cache
 def differences(first: Group, group: Group, benchmark: str, way: str) -> dict[str, Change]:
     """How much better `group` is than `first`, by the same labels; `base` is then the accuracy of `first`.
     `p_by_run` is against the run of `first` with the same seed."""
@@ -121,15 +123,21 @@ def _compared(
 ) -> dict[str, Change]:
     """Paired by unit; both are `[runs, languages, units]`."""
     gains = (after - before).mean(axis=0)
-    intervals = bootstrap(gains, list(labels.values()))
+    known, counts = np.nan_to_num(gains), ~np.isnan(gains)
     tests = _tests(gains, labels) if tested else {}
     found = {}
-    for (label, at), interval in zip(labels.items(), intervals, strict=True):
-        pairs = [(mean_over_units(b[at]), mean_over_units(a[at])) for b, a in zip(before, after, strict=True)]
+    for label, at in labels.items():
+        pairs = [(_accuracy(b[at]), _accuracy(a[at])) for b, a in zip(before, after, strict=True)]
         base, trained = map(fmean, zip(*pairs, strict=True))
         by_run = tuple(a - b for b, a in pairs)
-        found[label] = Change(base, trained, interval, by_run, *tests.get(label, ()))
+        own_interval = interval(known[at], counts[at], seed=0)
+        found[label] = Change(base, trained, own_interval, by_run, *tests.get(label, ()))
     return found
+
+
+def _accuracy(values: Floats) -> float:
+    """The mean over languages of each language's mean over units, from `[languages, units]`."""
+    return float(np.nanmean(values, axis=1).mean())
 
 
 def _tests(gains: Floats, labels: Mapping[str, list[int]]) -> dict[str, tuple[float, float | None]]:

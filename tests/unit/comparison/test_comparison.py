@@ -12,7 +12,6 @@ import pytest
 from support.commands import plast
 from support.html_reader import Page
 
-from plast_train.comparison.intervals import bootstrap, mean_over_units
 from plast_train.comparison.outcomes import read_answers
 from plast_train.comparison.page import write_comparison
 from plast_train.comparison.plan import STAGES, Entry, first_entries, run_name
@@ -90,22 +89,6 @@ def test_answers_are_read_by_language_and_unit(better: Path, tmp_path: Path) -> 
     circular = make_run(tmp_path / "circular", {"en": "1110"}, circular=True)
     answers = read_answers(circular / "evaluation" / "predictions", RULE)["quiz"]
     assert answers["generated"].trained.tolist() == [[1, 0]]  # rows 0 and 2, rows 1 and 3
-
-
-def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
-    values = np.random.default_rng(1).integers(-1, 2, (3, 40)).astype(float)
-    values[0, :5] = np.nan
-    rng = np.random.default_rng(7)
-    means = []
-    for _ in range(4000):
-        drawn = rng.integers(0, 40, 40)
-        means.append(np.nanmean(values[1:, drawn], axis=1).mean())
-    low, high = np.quantile(means, [0.025, 0.975])
-    found = bootstrap(values, [[0], [1, 2]])
-    assert found[1] == pytest.approx((low, high), abs=0.02)
-    assert found[0] is not None and found[0][0] < mean_over_units(values[:1]) < found[0][1]
-    assert bootstrap(values[:, :1], [[1]]) == [None]
-    assert bootstrap(values, [[1, 2]])[0] == found[1]  # the same draws
 
 
 def test_the_table_shows_what_changed(better: Path, worse: Path, tmp_path: Path) -> None:

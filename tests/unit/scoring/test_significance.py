@@ -75,6 +75,20 @@ def test_languages_are_drawn_with_the_same_units() -> None:
     assert interval(twice, np.ones_like(twice), seed=0) == interval(gains, np.ones_like(gains), seed=0)
 
 
+def test_a_language_without_some_units_and_means_over_seeds() -> None:
+    """Against a bootstrap with plain numpy, where one language lacks units and gains are fractions."""
+    values = np.random.default_rng(1).integers(-3, 4, (2, 40)) / 3  # of three seeds
+    values[0, :5] = np.nan
+    rng = np.random.default_rng(7)
+    means = []
+    for _ in range(4000):
+        drawn = rng.integers(0, 40, 40)
+        means.append(np.nanmean(values[:, drawn], axis=1).mean())
+    expected = tuple(np.quantile(means, [0.025, 0.975]))
+    found = interval(np.nan_to_num(values), ~np.isnan(values), seed=0)
+    assert found == pytest.approx(expected, abs=0.02)
+
+
 def test_the_same_seed_gives_the_same_interval() -> None:
     gains = np.random.default_rng(6).choice([-1, 0, 1], size=(2, 50))
     counts = np.ones_like(gains)
