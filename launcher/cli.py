@@ -199,7 +199,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     runs = [Path(arguments.target), *map(Path, arguments.others)]
     if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
-        from plast_train.comparison.page import write_comparison
+        from plast_train.comparison.publish import write_comparison
 
         print(write_comparison(runs, arguments.out or Path("comparison.html")))
         return 0

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from plast_train.comparison.plan import STAGES
 from plast_train.comparison.sharing import share
+from plast_train.comparison.variants import STAGES
 from plast_train.context import Context, context_of
 from plast_train.errors import Diverged
 from plast_train.evaluation.stage import names_of_changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from plast_train.errors import UserError, nearest
 
@@ -65,6 +66,12 @@ ENGLISH = "en"
 _TAG = re.compile(
     r"(?P<language>[a-z]{2,3})(-(?P<script>[a-z]{4}))?(-(?P<region>[a-z]{2}|[0-9]{3}))?", re.IGNORECASE
 )
+
+
+def english_first(languages: Iterable[str]) -> list[str]:
+    """The order of languages in every table and plot: English, which the others are compared with, then the
+    others by their codes."""
+    return sorted(languages, key=lambda language: (language != ENGLISH, language))
 
 
 def language_name(code: str) -> str:
