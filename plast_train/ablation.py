@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from plast_train.comparison.plan import STAGES
 from plast_train.comparison.sharing import share
+from plast_train.comparison.variants import STAGES
 from plast_train.context import context_of
 from plast_train.errors import Diverged
 from plast_train.lvlm.attention import implementation_for, set_attention

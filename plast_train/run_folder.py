@@ -222,3 +222,22 @@ def cache_folder() -> Path:
     """Where all that can be recreated is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
     return Path(os.environ.get("PLAST_CACHE", default))
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name: letters and digits of any script, `-` and `_`; `_` for the rest."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy where the file system has no hard links. Only for
+    files that are replaced as a whole and never written into."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
+    temporary.replace(target)
