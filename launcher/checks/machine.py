@@ -91,12 +91,6 @@ def require_room(folder: Path, needed: int, why: str) -> None:
         )
 
 
-def count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def nearest_existing(path: Path) -> Path:
     """The path itself or the nearest folder above it that is there."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.checks.machine import check_disk, check_ranks, check_writable, count_gpus
+from launcher.checks.machine import check_disk, check_ranks, check_writable
 from launcher.checks.paths import resolve_paths
 from launcher.processes.torchrun import Machines
 from plast_train.config import Config, load_config
@@ -73,6 +73,7 @@ def preflight_config(
         usable_records,
     )
     from plast_train.lvlm.loading import describe_base, resolve_base
+    from plast_train.runtime.devices import count_gpus
 
     base = describe_base(resolve_base(config.model))
     gpus = count_gpus()

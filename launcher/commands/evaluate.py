@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.checks.machine import check_ranks, check_writable, count_gpus
+from launcher.checks.machine import check_ranks, check_writable
 from launcher.processes.lock import only_launcher
 from launcher.processes.outcome import Outcome
 from launcher.processes.torchrun import Machines, start_ranks
@@ -49,6 +49,8 @@ def run_evaluation(
     machines = Machines.of(os.environ)
     check_writable(run.path)
     request = check_evaluation(target, files, overrides, run)
+    from plast_train.runtime.devices import count_gpus
+
     gpus = count_gpus()
     nproc = nproc or max(1, gpus)
     check_ranks(nproc, gpus, os.cpu_count() or 1)

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launcher.checks.machine import count_gpus, nearest_existing
+from launcher.checks.machine import nearest_existing
 from launcher.environment import describe_environment
 
 PACKAGES = ("launcher", "plast_train", "ds_configs")
@@ -18,6 +18,8 @@ DRIVER = Path("/sys/module/nvidia/version")
 
 def describe_machine(out: Path, nproc: int | None) -> dict[str, Any]:
     """Plain JSON: `host, ranks, cores, gpus, versions, code, out, disks, interfaces`; sizes in bytes."""
+    from plast_train.runtime.devices import count_gpus
+
     gpus = count_gpus()
     environment = describe_environment(gpus)
     return {

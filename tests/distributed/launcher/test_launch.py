@@ -136,7 +136,7 @@ def bad_benchmark(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -
 
 
 def more_ranks_than_gpus(_folder: Path, _asked: list[str], patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(preflight, "count_gpus", lambda: 2)
+    patch.setattr("plast_train.runtime.devices.count_gpus", lambda: 2)
     return {"nproc": 3}
 
 
