@@ -10,10 +10,8 @@ import json
 from typing import Any
 
 from plast_train.config import Config
-from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.run_folder import STAGES, RunFolder, sha256_of
 from plast_train.tasks.benchmark_hashes import benchmark_hashes
-
-STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
 # Dotted config keys whose change makes a stage's result another one. How a result is reached (ZeRO stage,
 # recompute, checkpoint intervals, batch size of generation) is not among them.
@@ -63,6 +61,31 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "analyse",
     ),
     "report": (),
+}
+
+# Why the other options are in no stage's settings. What a stage reads counts by its content, see `inputs_of`.
+_RECORDS = "records.jsonl, whose hash is an input of collect, train and analyse"
+_ABLATION = "each run of plast ablate has a config of its own"
+NOT_IN_A_STAGE = {
+    "model.path": "by its content: the base's hash is an input of collect, train and analyse",
+    "model.trust_remote_code": "decides whether the model loads, not what it computes",
+    "data.questions": f"by its content: it makes {_RECORDS}",
+    "data.image_root": f"by its content: the images' hashes are in {_RECORDS}",
+    "data.columns": f"by its effect on {_RECORDS}",
+    "data.max_bad_fraction": f"by its effect on {_RECORDS}",
+    "train.recompute": "the same numbers with less memory",
+    "train.validate_every": "a measurement that does not influence the training",
+    "checkpoint.every_steps": "training resumes from any step with the same result",
+    "checkpoint.every_minutes": "training resumes from any step with the same result",
+    "checkpoint.keep": "stability measures the checkpoints that exist",
+    "evaluate.benchmarks": "by its content: the benchmarks' hashes are inputs of evaluate and analyse",
+    "evaluate.image_root": "by its content: the benchmarks' hashes include their images",
+    "evaluate.batch_size": "the same replies, more or fewer of them at once",
+    "ablate.seeds": _ABLATION,
+    "ablate.variants": _ABLATION,
+    "ablate.every": _ABLATION,
+    "ablate.only": _ABLATION,
+    "watchdog_minutes": "when a run that hangs is ended, not what it computes",
 }
 
 # Stages whose records are an input of a stage.
@@ -130,6 +153,15 @@ def is_current(stage: str, run: RunFolder) -> bool:
 
 def needed_by(stage: str) -> tuple[str, ...]:
     return _NEEDS[stage]
+
+
+def redone_by(option: str) -> list[str]:
+    """The stages whose settings include the option, alone or with its whole section."""
+    return [
+        stage
+        for stage, settings in _SETTINGS.items()
+        if any(option == setting or option.startswith(f"{setting}.") for setting in settings)
+    ]
 
 
 def _lookup(tree: dict[str, Any], key: str) -> Any:

@@ -15,5 +15,5 @@ def single_device() -> torch.device:
     """The device of a command that runs without ranks: the first GPU, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
-    os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, once imported, warns at length that it found no GPU
+    os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns at length that it found no GPU
     return torch.device("cpu")
