@@ -92,8 +92,9 @@ def test_help_of_every_command_comes_at_once() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.endswith("{0} set()\n")
+    text = " ".join(done.stdout.split())  # lines are wrapped
     for name, (_, summary) in COMMANDS.items():
-        assert f"Usage: plast {name} " in done.stdout and summary.split(",")[0] in done.stdout
+        assert f"Usage: plast {name} " in text and summary in text
 
 
 def test_options_and_values_in_any_order() -> None:
