@@ -1,4 +1,4 @@
-"""What a user can mend, told apart from what we must mend.
+"""What the user can fix, as opposed to defects of the program.
 
 `UserError` ends a run with exit code 2 and its message alone; any other exception is a defect of the
 program and ends it with exit code 1 and a traceback.
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file, line, value and the mend."""
+    """Something the user can fix. The message names the file, line and value, and says how to fix it."""
 
 
 class Diverged(UserError):
@@ -20,7 +20,7 @@ class Diverged(UserError):
 
 
 class Interrupted(Exception):
-    """A stop signal reached the ranks: what was done is saved, and the same command goes on from it."""
+    """A stop signal reached the ranks: what was done is saved, and the same command resumes from it."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

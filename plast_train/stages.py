@@ -1,4 +1,4 @@
-"""The stages in order, and what each depends on: this decides what is done and what must be redone.
+"""What each stage depends on: this decides which stages are done and which must be redone.
 
 Imports no torch, so that the launcher can tell a finished run without starting ranks.
 """
@@ -13,7 +13,7 @@ from plast_train.config import Config
 from plast_train.run_folder import STAGES, RunFolder, sha256_of
 from plast_train.tasks.benchmark_hashes import benchmark_hashes
 
-# Dotted config keys whose change makes a stage's result another one. How a result is reached (ZeRO stage,
+# Dotted config keys (or whole sections) that a stage's result depends on. How it is computed (ZeRO stage,
 # recompute, checkpoint intervals, batch size of generation) is not among them.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
@@ -46,7 +46,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "evaluate.max_new_tokens",
         "evaluate.localised_instruction",
     ),
-    # Partitioned weights leave some analyses out, so the DeepSpeed configuration is among these.
+    # With partitioned weights some analyses are left out, so the DeepSpeed configuration is among these.
     "analyse": (
         "seed",
         "model.dtype",
@@ -136,14 +136,14 @@ def is_benchmark(name: str) -> bool:
 
 
 def is_done(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> bool:
-    """Whether the stage's record stands and fits the config and its inputs as they are now."""
+    """Whether the stage is finished, with the config and inputs as they are now."""
     inputs = inputs_of(stage, config, run, base)
     return inputs is not None and run.is_done(stage, settings_of(stage, config), inputs)
 
 
 def is_current(stage: str, run: RunFolder) -> bool:
-    """Whether the stage and those before it are finished and were made one of the other, so that their files
-    belong together: not so while a run is being done anew with other settings."""
+    """Whether the stage and those before it are finished and each was made from the other's results, so that
+    their files belong together: not so while a run is being redone with other settings."""
     record = run.record(stage)
     return record is not None and all(
         record["inputs"][needed] == record_hash(run, needed) and is_current(needed, run)
