@@ -14,8 +14,8 @@ from typing import Literal
 
 import psutil
 
-from launcher.checks.machine import count_gpus
 from launcher.environment import installed_version
+from plast_train.runtime.devices import count_gpus
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
 NEEDED = ("torch", "transformers", "deepspeed", "tokenizers", "safetensors", "sentencepiece", "pydantic")

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from support.paths import ROOT
 
-from launcher.commands.plan import PlanOptions, layers_to_train, make_plan, read_options, run_plan
+from launcher.commands.plan import run_plan
 from launcher.plan.estimates import EstimatingTokenizer
 from launcher.plan.page import WIDTH, plan_page
+from launcher.plan.plan import PlanOptions, layers_to_train, make_plan, read_options
 from launcher.plan.resources import recommend
 from launcher.plan.work import TrainingWork, training_steps
 from plast_train.config import SelectionConfig, load_config
