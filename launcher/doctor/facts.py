@@ -23,8 +23,7 @@ COLUMNS = ("python", "torch", "transformers", "deepspeed", "NCCL", "driver")
 
 def describe_machine(out: Path, nproc: int | None) -> dict[str, Any]:
     """Plain JSON: `host, ranks, cores, gpus, versions, code, out, disks, interfaces`; sizes in bytes."""
-    from plast_train.runtime.devices import count_gpus
-    from plast_train.runtime.hardware import nccl_version
+    from plast_train.runtime.devices import count_gpus, nccl_version
 
     num_gpus = count_gpus()
     environment = describe_environment(num_gpus)

@@ -107,7 +107,7 @@ def read_data(config: Config, architecture: dict[str, Any], folder: Path | None,
         from transformers import AutoTokenizer
 
         trust = config.model.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
     else:
         tokenizer = EstimatingTokenizer(architecture["image_token_index"])
         assumptions.append(
