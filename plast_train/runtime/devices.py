@@ -1,4 +1,4 @@
-"""What torch knows about this machine's devices. The launcher asks here, so that it imports no torch itself."""
+"""What torch knows about this machine's devices, for the launcher, which imports no torch itself."""
 
 from __future__ import annotations
 
