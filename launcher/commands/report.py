@@ -25,7 +25,7 @@ from plast_train.errors import UserError
 def report(target: str, others: tuple[str, ...], out: Path | None, nproc: int | None) -> int:
     runs = [Path(target), *map(Path, others)]
     if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
-        from plast_train.comparison.page import write_comparison
+        from plast_train.comparison.publish import write_comparison
 
         print(write_comparison(runs, out or Path("comparison.html")))
         return 0
