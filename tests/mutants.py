@@ -30,7 +30,7 @@ def _group(
 UNIT = "tests/unit"
 TREE = f"{UNIT}/data/test_token_tree.py"
 PARITY = f"{UNIT}/data/test_packing_parity.py"
-TRAINING = "tests/distributed/training/test_training.py"
+
 EVALUATE = "tests/distributed/evaluation/test_evaluate.py"
 
 MUTANTS: list[Mutant] = [
@@ -114,12 +114,19 @@ MUTANTS: list[Mutant] = [
                 "image_tokens - 1 if position",
                 "image_tokens if position",
             ),
-            "question before the image is moved": ("if position > at else position", "if True else position"),
             "English is translated to English": (
                 'if language != "en" and language in records',
                 "if language in records",
             ),
         },
+    ),
+    Mutant(
+        "tokens: question before the image is moved",
+        "plast_train/lvlm/prompts.py",
+        "if position > at else position",
+        "if True else position",
+        (f"{PARITY}::test_prompts_are_the_processors_own_tokens",),
+        equivalent="in every chat format the image comes before the question",
     ),
     *_group(
         "sampling",
@@ -198,7 +205,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "parts",
         "plast_train/activations/collect.py",
-        (f"{UNIT}/neurons/test_counts.py",),
+        (f"{UNIT}/activations/test_parts.py",),
         {
             "counted again in the next part": ("            table.zero_()", "            pass"),
             "every rank adds all parts": ("names[self.rank :: self.world]", "names"),
@@ -436,7 +443,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "learning rate",
         "plast_train/training/engine.py",
-        (f"{TRAINING}::test_learning_rate",),
+        (f"{UNIT}/training/test_engine.py",),
         {
             "begins at 0": ("(step + 1) / warmup", "step / warmup"),
             "linear decay": ("0.5 * (1.0 + math.cos(math.pi * progress))", "(1.0 - progress)"),
@@ -503,11 +510,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "DeepSpeed",
         "plast_train/runtime/deepspeed_config.py",
-        (
-            f"{TRAINING}::test_contradicting_json_is_refused",
-            f"{TRAINING}::test_auto_and_agreeing_values_are_taken",
-            f"{UNIT}/runtime/test_deepspeed_config.py",
-        ),
+        (f"{UNIT}/runtime/test_deepspeed_config.py",),
         {
             "batch of one rank": (
                 '"train_batch_size": world * micro_steps',
@@ -565,7 +568,7 @@ MUTANTS: list[Mutant] = [
         "plast_train/evaluation",
         "ended.cumsum(1) - ended == 0",
         "ended.cumsum(1) == 0",
-        ("tests/distributed/evaluation/test_evaluate_ranks.py::test_near_ties_before_the_end_of_a_reply",),
+        (f"{UNIT}/evaluation/test_near_ties.py",),
     ),
     *_group(
         "evaluation",
