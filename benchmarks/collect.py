@@ -72,7 +72,7 @@ def load(folder: Path, sizes: TinySizes) -> Lvlm:
     )
     tokenizer, images = load_text_side(folder, False)
     family = family_of(read_json(folder / "config.json"), str(folder))
-    return Lvlm(model.eval(), tokenizer, images, family, sizes.image_tokens, folder, "")
+    return Lvlm(model.eval(), tokenizer, images, family, folder, "")
 
 
 def measure(lvlm: Lvlm, rows: Sequence[PackedRow]) -> tuple[int, float]:

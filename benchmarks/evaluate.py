@@ -27,7 +27,8 @@ from plast_train.config import ModelConfig
 from plast_train.evaluation.answering import Answerer
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm, resolve_base
 from plast_train.scoring.questions import Question, letter_tokens, plan_batches, questions_of
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark
+from plast_train.tasks.benchmark import Benchmark
+from plast_train.tasks.registry import read_benchmark
 
 NEW_TOKENS = 8
 GOAL = 3.0

@@ -217,7 +217,7 @@ def report(target: str, others: tuple[str, ...], out: Path | None, nproc: int | 
     """Write one HTML page about the run, or one that compares several."""
     runs = [Path(target), *map(Path, others)]
     if len(runs) > 1 and all((run / "config.yaml").is_file() for run in runs):
-        from plast_train.comparison.page import write_comparison
+        from plast_train.comparison.publish import write_comparison
 
         print(write_comparison(runs, out or Path("comparison.html")))
         return 0

@@ -1,7 +1,7 @@
-"""What every rank runs for an ablation: several run folders in one launch, the base loaded once.
+"""What every rank of an ablation executes: several run folders in one launch, the base loaded once.
 
 Started by the launcher through torchrun as `python -m plast_train.ablation OUT RUN…`, where
-`OUT/runs` holds the run folders as `pipeline` wants them.
+`OUT/runs` holds the run folders, prepared as for `pipeline`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from plast_train.comparison.plan import STAGES
 from plast_train.comparison.sharing import share
-from plast_train.context import Context, context_of
+from plast_train.comparison.variants import STAGES
+from plast_train.context import context_of
 from plast_train.errors import Diverged
-from plast_train.evaluation.stage import names_of_changed
-from plast_train.lvlm.attention import implementation_for
+from plast_train.lvlm.attention import implementation_for, set_attention
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.weights import load_weights
 from plast_train.pipeline import run_stages
@@ -27,12 +25,12 @@ from plast_train.runtime.rank import run_rank
 
 
 def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
-    """Does all stages of each run in turn. What an earlier run has made that a later one would make alike is
-    taken over (see `sharing`).
+    """Runs all stages of each run in turn. A stage that an earlier run has done with the same settings and
+    inputs is taken over from it (see `sharing`).
 
     Raises:
         Interrupted: a stop signal came; what is done stays done.
-        UserError: see the stages; a run that diverges ends alone, and why is in its `diverged.txt`.
+        UserError: see the stages. A run that diverges ends only itself; its `diverged.txt` says why.
     """
     lvlm: Lvlm | None = None
     for number, run in enumerate(runs, start=1):
@@ -41,7 +39,7 @@ def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
         ranks.on_first(partial(share, context))
         if lvlm is not None:
             context.lvlm = lvlm
-        ranks.on_first(partial(run.diverged.unlink, missing_ok=True))
+        ranks.on_first(partial(run.diverged.unlink, missing_ok=True))  # of an earlier attempt
         try:
             run_stages(context, STAGES)
         except Diverged as diverged:
@@ -49,15 +47,9 @@ def run_all(runs: Sequence[RunFolder], ranks: Ranks) -> None:
             ranks.on_first(partial(publish_text, run.diverged, f"{diverged}\n"))
         if "lvlm" in context.__dict__:  # loaded, or handed on
             lvlm = context.lvlm
-            _as_loaded(context)
-
-
-def _as_loaded(context: Context) -> None:
-    """Gives the model the base's weights and attention back."""
-    lvlm = context.lvlm
-    load_weights(lvlm, lvlm.path, names_of_changed(context), context.ranks)
-    set_attention: Any = lvlm.model.set_attn_implementation
-    set_attention({"text_config": implementation_for(context.ranks.device), "vision_config": "sdpa"})
+            # The next run begins with the base, in spite of what this one trained and analysed.
+            load_weights(lvlm, lvlm.path, context.changed_parameters(), ranks)
+            set_attention(lvlm.model, implementation_for(ranks.device))
 
 
 def main(arguments: Sequence[str]) -> int:

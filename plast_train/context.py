@@ -1,4 +1,4 @@
-"""What every stage is given."""
+"""What every stage receives: the config, the run folder, the ranks, and the model once it is needed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from torch.nn import Parameter
+
 from plast_train.config import Config, load_config
 from plast_train.data.questions import Record
+from plast_train.lvlm.freezing import changed_weights
 from plast_train.lvlm.loading import Lvlm, load_lvlm
 from plast_train.lvlm.prompts import Prompter
 from plast_train.run_folder import RunFolder, read_json, sha256_of
@@ -46,7 +49,7 @@ class Context:
 
     @property
     def partitioned(self) -> bool:
-        """Whether the weights are spread over the ranks (ZeRO-3)."""
+        """Whether the weights are partitioned over the ranks (ZeRO-3)."""
         return bool(self.deepspeed["zero_optimization"]["stage"] == 3)
 
     @cached_property
@@ -59,9 +62,23 @@ class Context:
     def prompter(self) -> Prompter:
         return self.lvlm.prompter(self.config.data.languages)
 
+    def changed_parameters(self) -> dict[str, Parameter]:
+        """The base's parameters that training changes, by name; only after the stage `select`."""
+        selection, lvlm = read_json(self.run.selection), self.lvlm
+        layers, modules = selection["selected_layers"], selection["modules"]
+        return changed_weights(
+            lvlm.model, lvlm.family, layers, modules, self.config.train, self.trains_projector
+        )
+
 
 def context_of(run: RunFolder, ranks: Ranks) -> Context:
-    """What rank 0 has read: the launchers of other machines may have seen the folder later, or as it was."""
+    """The context of this rank, from the files as rank 0 reads them.
+
+    Raises:
+        UserError: a machine does not get to see the same files.
+    """
+    # A shared file system may still show other machines the folder's previous state, so that each rank's own
+    # reading could differ.
     config = ranks.on_first(lambda: load_config(str(run.config)))
     ranks.watchdog.minutes = config.watchdog_minutes
     files = ranks.on_first(lambda: {path.name: sha256_of(path) for path in (run.base, run.records)})

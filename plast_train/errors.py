@@ -1,6 +1,6 @@
-"""What a user can mend, told apart from what we must mend.
+"""What a user can fix, as opposed to what we must fix.
 
-`UserError` ends a run with exit code 2 and its message alone; any other exception is a defect of the
+`UserError` ends a run with exit code 2 and nothing but its message; any other exception is a defect of the
 program and ends it with exit code 1 and a traceback.
 """
 
@@ -11,16 +11,16 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file, line, value and the mend."""
+    """Something the user can fix. The message names the file, the line, the value and the fix."""
 
 
 class Diverged(UserError):
-    """The loss or the gradient of a training step is not finite. Raised on every rank alike, with the model
-    as other stages and runs can use it."""
+    """The loss or the gradient of a training step is not finite. Raised on every rank alike, after the model
+    has been restored for the stages and runs that follow."""
 
 
 class Interrupted(Exception):
-    """A stop signal reached the ranks: what was done is saved, and the same command goes on from it."""
+    """A stop signal reached the ranks: what was done is saved, and the same command resumes from it."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""What every rank runs: the stages in order.
+"""What every rank of a run executes: the stages in order.
 
 Started by the launcher through torchrun as `python -m plast_train.pipeline RUN STAGE …`, after it has
-checked everything and written the run folder's config.yaml, base.json and records.jsonl.
+checked everything and has written the run folder's config.yaml, base.json and records.jsonl.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from plast_train.stages import STAGES, inputs_of, is_done, settings_of
 from plast_train.training.export import export
 from plast_train.training.train import train
 
-# Each takes the context and returns what it made.
+# Each takes the context and returns the files and folders that it made.
 FUNCTIONS: dict[str, Callable[[Context], list[Path]]] = {
     "collect": collect,
     "select": select,
@@ -39,7 +39,7 @@ FUNCTIONS: dict[str, Callable[[Context], list[Path]]] = {
 
 
 def run_stages(context: Context, stages: Sequence[str]) -> None:
-    """Does those of the stages that are not done, in order, and publishes a record for each.
+    """Runs those of the stages that are not up to date, in order, and publishes a record for each.
 
     Raises:
         Interrupted: a stop signal came; what is done stays done.
@@ -59,11 +59,13 @@ def run_stages(context: Context, stages: Sequence[str]) -> None:
 def run_stage(context: Context, stage: str) -> None:
     ranks, run = context.ranks, context.run
     if ranks.is_first and run.record(stage) is not None:
-        ranks.say(f"{stage}: its settings or inputs changed; done anew, and so are the stages after it")
+        ranks.say(f"{stage}: its settings or inputs changed; it is redone, and so are the stages after it")
         run.forget(stage)
+    # No rank may write outputs while the old record still vouches for them.
     ranks.barrier()
     began = time.monotonic()
     outputs = FUNCTIONS[stage](context)
+    # The record hashes the outputs, to which any rank may have written.
     ranks.barrier()
     if ranks.is_first:
         inputs = inputs_of(stage, context.config, run, context.base)
@@ -72,11 +74,11 @@ def run_stage(context: Context, stage: str) -> None:
         seconds = time.monotonic() - began
         run.add_stage_time(stage, seconds, ranks.world)
         ranks.say(f"{stage}: done in {seconds:.0f} s")
-    ranks.barrier()
+    ranks.barrier()  # the next stage reads this one's record
 
 
 def wait_for_outputs(run: RunFolder, stage: str, ranks: Ranks) -> None:
-    """Until every machine sees what the stage published: a shared file system may show it late."""
+    """Waits until every machine sees what the stage published: a shared file system may show it late."""
     record = ranks.on_first(lambda: run.record(stage))
     wait_for_files(run, record["outputs"], ranks)
 

@@ -1,6 +1,6 @@
-"""The run's folder: where everything lies, stage records, atomic publishing.
+"""The run's folder: where everything is, stage records, atomic publishing.
 
-Nothing is visible under its final name before it is whole: written under a temporary name, synced, renamed.
+Nothing gets its final name before it is complete: it is written under a temporary name, synced and renamed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class RunFolder:
 
     @property
     def base(self) -> Path:
-        """Which base model: its folder and the SHA-256 of each file."""
+        """The base model: its folder and the SHA-256 of each file."""
         return self.path / "base.json"
 
     @property
     def records(self) -> Path:
-        """The records that passed the checks, in one form whatever the source's was."""
+        """The records that passed the checks, in one format whatever the source's was."""
         return self.path / "records.jsonl"
 
     @property
@@ -66,12 +66,12 @@ class RunFolder:
 
     @property
     def diverged(self) -> Path:
-        """Why an ablation went on without this run: its training's loss or gradient was not finite."""
+        """Why an ablation continued without this run: its training's loss or gradient was not finite."""
         return self.path / "diverged.txt"
 
     @property
     def stage_times(self) -> Path:
-        """A line each time that a stage was done: its name, seconds and ranks."""
+        """One line each time a stage finishes: its name, seconds and ranks."""
         return self.path / "stage_times.jsonl"
 
     @property
@@ -108,8 +108,8 @@ class RunFolder:
         return read_json(path) if path.exists() else None
 
     def is_done(self, stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> bool:
-        """Whether the stage is finished with just these settings and inputs, and its outputs are as it left
-        them."""
+        """Whether the stage is finished with exactly these settings and inputs, and its outputs are
+        unchanged."""
         record = self.record(stage)
         if record is None or record["settings"] != settings or record["inputs"] != inputs:
             return False
@@ -131,12 +131,12 @@ class RunFolder:
         publish_text(self.path / "stages" / f"{stage}.json", to_json(record))
 
     def add_stage_time(self, stage: str, seconds: float, ranks: int) -> None:
-        """Apart from the stage's record, which is the same whatever the time."""
+        """Kept apart from the stage's record, which must not depend on how long the stage took."""
         with self.stage_times.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": stage, "seconds": round(seconds, 3), "ranks": ranks}) + "\n")
 
     def forget(self, stage: str) -> None:
-        """Takes a stage's record back, before the stage is done anew."""
+        """Withdraws a stage's record, before the stage is redone."""
         (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
 
 
@@ -149,10 +149,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is missing or is no JSON object."""
+    """Raises UserError for a file that is missing or is not a JSON object."""
     tree = read_json(path)
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: is {tree!r:.40}, not a JSON object {{…}}; get the file anew")
+        raise UserError(f"{path}: is {tree!r:.40}, not a JSON object {{…}}; replace the file")
     return tree
 
 
@@ -165,7 +165,7 @@ def publish_text(path: Path, text: str) -> None:
 
 
 def publish_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; folders are made as needed."""
+    """Writes a file completely or not at all; folders are made as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -173,7 +173,7 @@ def publish_bytes(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync_folder(path.parent)  # the new name is safe from a power cut only now
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
@@ -182,7 +182,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     sync_folder(temporary)
     old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed just here
+    shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed between the renames
     if final.exists():
         final.rename(old)
         temporary.rename(final)
@@ -219,6 +219,25 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
+    """Where all that can be recreated is kept: `$PLAST_CACHE`, or `plast` in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "plast"
     return Path(os.environ.get("PLAST_CACHE", default))
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name: letters and digits of any script, `-` and `_`; `_` for the rest."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes `target` the same file as `source`, or a copy where the file system has no hard links. Only for
+    files that are replaced as a whole and never written into."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+        sync_file(temporary)
+    temporary.replace(target)

@@ -1,4 +1,4 @@
-"""The stages in order, and what each depends on: this decides what is done and what must be redone.
+"""The stages in order, and what each depends on: this decides what is up to date and what must be redone.
 
 Imports no torch, so that the launcher can tell a finished run without starting ranks.
 """
@@ -11,12 +11,12 @@ from typing import Any
 
 from plast_train.config import Config
 from plast_train.run_folder import RunFolder, sha256_of
-from plast_train.tasks.benchmark_hashes import benchmark_hashes
+from plast_train.tasks.registry import benchmark_hashes
 
 STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
 
-# Dotted config keys whose change makes a stage's result another one. How a result is reached (ZeRO stage,
-# recompute, checkpoint intervals, batch size of generation) is not among them.
+# Dotted config keys whose change changes a stage's result. How a result is computed (ZeRO stage, recompute,
+# checkpoint intervals, batch size of generation) is not among them.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
     "select": ("seed", "probe.position", "selection", "train.method", "train.lora_rank"),
@@ -97,7 +97,7 @@ CHANGES_NO_RESULT: dict[str, str] = {
     "watchdog_minutes": "when a run that hangs is ended",
 }
 
-# Stages whose records are an input of a stage.
+# The stages whose records are inputs of a stage.
 _NEEDS: dict[str, tuple[str, ...]] = {
     "collect": (),
     "select": ("collect",),
@@ -126,8 +126,8 @@ def stages_redone_by(option: str) -> list[str]:
 
 
 def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> dict[str, str] | None:
-    """Hashes of what the stage reads, pictures included: records.jsonl has the hash of each record's, a
-    benchmark's hash is over its pictures too. None while a stage it needs has not finished."""
+    """Hashes of what the stage reads, images included: records.jsonl holds the hash of each record's image, a
+    benchmark's hash covers its images. None while a stage it needs has not finished."""
     named = _INPUTS[stage]
     inputs: dict[str, str] = {}
     if "base" in named:
@@ -156,14 +156,14 @@ def is_benchmark(name: str) -> bool:
 
 
 def is_done(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> bool:
-    """Whether the stage's record stands and fits the config and its inputs as they are now."""
+    """Whether the stage's record exists and matches the config and the inputs as they are now."""
     inputs = inputs_of(stage, config, run, base)
     return inputs is not None and run.is_done(stage, settings_of(stage, config), inputs)
 
 
 def is_current(stage: str, run: RunFolder) -> bool:
-    """Whether the stage and those before it are finished and were made one of the other, so that their files
-    belong together: not so while a run is being done anew with other settings."""
+    """Whether the stage and those before it are finished and each was made from the one before, so that their
+    files belong together. Not so while a run is being redone with other settings."""
     record = run.record(stage)
     return record is not None and all(
         record["inputs"][needed] == record_hash(run, needed) and is_current(needed, run)

@@ -61,7 +61,7 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
                 tokens_per_row=tokens_per_row,
                 max_positions=base.positions,
                 image_token_id=prompter.image_token,
-                image_tokens=prompter.image_tokens,
+                image_tokens=prompter.num_image_tokens,
             )
         )
     usable = [records[number] for number in sorted(kept)]
@@ -86,7 +86,7 @@ def check_validation(config: Config, records: list[Record]) -> None:
 def check_benchmarks(config: Config, base: BaseModel) -> None:
     """Raises UserError for a benchmark or a row of one that cannot be evaluated."""
     from plast_train.scoring.questions import check_prompts
-    from plast_train.tasks.benchmarks import benchmarks_of
+    from plast_train.tasks.registry import benchmarks_of
 
     benchmarks = benchmarks_of(config.evaluate)
     if benchmarks:

@@ -21,19 +21,21 @@ from typing import TYPE_CHECKING
 from launcher.commands.run import tell, write_down
 from launcher.processes.lock import only_launcher
 from launcher.processes.stops import Stops
-from plast_train.comparison.links import link
-from plast_train.comparison.plan import (
+from plast_train.comparison.variants import (
     STAGES,
     Entry,
     first_entries,
+    other_variants,
     plan_entries,
     run_name,
     selected_layers,
+    selected_variant,
+    variant_config,
+    wanted,
 )
-from plast_train.comparison.variants import other_variants, selected_variant, variant_config, wanted
 from plast_train.config import Config, load_config, with_values
 from plast_train.errors import Interrupted, UserError
-from plast_train.run_folder import RunFolder
+from plast_train.run_folder import RunFolder, link_or_copy
 
 if TYPE_CHECKING:
     from launcher.checks.preflight import Prepared
@@ -136,7 +138,7 @@ def _launch(entries: Sequence[Entry], prepared: Prepared, stops: Stops) -> int:
             for run in todo:
                 write_down(run)
                 if run is not todo[0]:
-                    link(todo[0].run.records, run.run.records)
+                    link_or_copy(todo[0].run.records, run.run.records)
         outcome = start_ranks(prepared.run, names, prepared.nproc, prepared.gpus, prepared.machines, RANKS)
     return 0 if outcome.kind == "done" else tell(outcome, prepared)
 

@@ -26,7 +26,7 @@ from plast_train.errors import UserError
 from plast_train.evaluation.request import EvaluationRequest, request_path
 from plast_train.run_folder import RunFolder, publish_text, read_json, read_object
 from plast_train.scoring.accuracies import BASE, TRAINED
-from plast_train.tasks.benchmark_hashes import benchmark_hash
+from plast_train.tasks.registry import benchmark_hash
 
 RANKS = "plast_train.evaluation.standalone"
 _OVERRIDE = re.compile(r"(model|evaluate)\.\w+=.*", re.DOTALL)
@@ -156,7 +156,7 @@ def _describe(config: EvaluationConfig, folders: dict[str, Path]) -> EvaluationR
     from plast_train.lvlm.families import family_of
     from plast_train.lvlm.loading import describe_base, load_text_side, make_prompter
     from plast_train.scoring.questions import check_prompts
-    from plast_train.tasks.benchmarks import benchmarks_of
+    from plast_train.tasks.registry import benchmarks_of
 
     benchmarks, evaluate = benchmarks_of(config.evaluate), config.evaluate
     for folder in folders.values():

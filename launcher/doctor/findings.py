@@ -123,9 +123,10 @@ def disk_findings(facts: Facts) -> Iterator[Finding]:
     for node in sorted(facts):
         for which, disk in facts[node]["disks"].items():
             if disk["free"] < DISK_DOUBTFUL[which]:
-                level = "fail" if disk["free"] < DISK_WRONG else "warn"
                 text = f"{disk['free'] / GIGABYTE:.1f} GB free for the {which} {disk['path']}"
-                yield Finding(level, label(node, facts), text, f"free some, or {remedies[which]}")
+                remedy = f"free some, or {remedies[which]}"
+                wrong = disk["free"] < DISK_WRONG
+                yield Finding("fail" if wrong else "warn", label(node, facts), text, remedy)
 
 
 def start_findings(facts: Facts) -> Iterator[Finding]:

@@ -183,10 +183,11 @@ def _post_visible(rendezvous: Rendezvous, folder: Path, plan: Mapping[str, Any])
     while True:
         seen = [node for node, nonce in plan["nonces"].items() if (folder / nonce).exists()]
         if len(seen) == len(plan["nonces"]) or time.monotonic() > deadline:
-            return rendezvous.post("sees", seen)
+            break
         with contextlib.suppress(OSError):
             list(folder.iterdir())  # opening the folder makes NFS look again
         time.sleep(0.1)
+    rendezvous.post("sees", seen)
 
 
 def _all_reduce_line(facts: Facts, result: Mapping[str, Any] | None) -> str:
@@ -213,7 +214,8 @@ def _run_ranks(
     environment = rank_environment(plan["ranks"][machines.rank], num_gpus)
     deadline = time.monotonic() + plan["start_seconds"] + EXCHANGE_SECONDS
     with tempfile.TemporaryDirectory(prefix="plast-doctor-") as folder, contextlib.ExitStack() as started:
-        logs, ranks = [], []
+        logs: list[Path] = []
+        ranks: list[subprocess.Popen[bytes]] = []
         for number in range(plan["ranks"][machines.rank]):
             spec = RankSpec(
                 address=machines.address or "127.0.0.1",

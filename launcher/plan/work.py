@@ -157,7 +157,7 @@ def training_work(config: Config, data: Data, shape: ModelShape, layers: Sequenc
             tokens_per_row=train.tokens_per_row,
             max_positions=data.max_positions,
             image_token_id=data.prompter.image_token,
-            image_tokens=data.prompter.image_tokens,
+            image_tokens=data.prompter.num_image_tokens,
         )
     )
     sequences = [group for group in sequences if group[0].key.record in usable]

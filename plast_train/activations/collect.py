@@ -1,7 +1,7 @@
 """The stage `collect`: run the probe through the base and count which neurons fire, for every language.
 
 Rows are sharded; each rank keeps its own tables and there is one reduction at the end. Now and then
-a rank publishes what it has counted as a part, so that a killed run goes on from there on any number of
+a rank publishes what it has counted as a part, so that a killed run resumes from there on any number of
 ranks.
 """
 
@@ -38,7 +38,7 @@ def collect(context: Context) -> list[Path]:
     """Writes `activations/statistics.safetensors` and returns it as the stage's output.
 
     Raises:
-        UserError: a part cannot be written, or is not to be seen on a machine.
+        UserError: a part cannot be written, or a machine does not see one.
         Interrupted: a stop signal came; what was counted is kept as parts.
     """
     config, run, ranks = context.config, context.run, context.ranks
@@ -47,7 +47,7 @@ def collect(context: Context) -> list[Path]:
     rows = probe_rows(context.prompter, context.records, numbers, config.probe.tokens_per_row)
     parts = _Parts(run.activation_parts, _identity(context), ranks.rank, ranks.world)
     counts = empty_counts(context.lvlm, len(numbers), len(languages), ranks.device)
-    published = _settle(parts, ranks)
+    published = _found_parts(parts, ranks)
     done = {row for numbers_of_rows in published.values() for row in numbers_of_rows}
     _count_rows(context, numbers, rows, counts, parts, done)
     for newer in ranks.gather(parts.published):
@@ -61,11 +61,11 @@ def collect(context: Context) -> list[Path]:
         totals["record_index"] = torch.tensor(numbers, dtype=torch.int64)
         publish_bytes(run.statistics, save({k: v.cpu().contiguous() for k, v in sorted(totals.items())}))
         parts.remove()
-    ranks.barrier()
+    ranks.barrier()  # the other ranks' machines may look for the file from here on
     return [run.statistics]
 
 
-def _settle(parts: _Parts, ranks: Ranks) -> dict[str, list[int]]:
+def _found_parts(parts: _Parts, ranks: Ranks) -> dict[str, list[int]]:
     """The parts of an earlier launch with their rows, as rank 0 finds them once it sees all that any rank
     sees."""
     names = sorted({name for seen in ranks.gather(parts.names()) for name in seen})
@@ -98,7 +98,8 @@ def _count_rows(
             if stop or ranks.broadcast(parts.age() > 60 * context.config.checkpoint.every_minutes):
                 parts.publish(counts)
             if stop:
-                ranks.barrier()  # torchrun kills the ranks that still write soon after the first ends
+                # torchrun kills the others soon after the first rank ends; they may still be writing.
+                ranks.barrier()
                 raise Interrupted(
                     f"collect: stopped by a signal after {progress.done} of {len(numbers)} records"
                 )
@@ -160,7 +161,7 @@ class _Parts:
         try:
             publish_bytes(path, save(tables, metadata={"identity": self.identity}))
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; mend it and run the same command again") from None
+            raise UserError(f"{path}: {error.strerror}; fix this and run the same command again") from None
         for table in counts.state_dict().values():
             table.zero_()
         self.published[path.name] = self.rows

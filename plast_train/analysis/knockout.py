@@ -23,7 +23,7 @@ from plast_train.errors import Interrupted
 from plast_train.lvlm.forward import forward_ready
 from plast_train.scoring.accuracies import BASE, TRAINED
 from plast_train.scoring.significance import mcnemar
-from plast_train.tasks.benchmarks import benchmarks_of
+from plast_train.tasks.registry import benchmarks_of
 
 INTACT = "intact"
 

@@ -1,13 +1,11 @@
-"""Figures of the analyses over the decoder's layers, PNG and SVG, from what their JSON holds."""
+"""Figures of the analyses over the decoder's layers, by file name, from what an analysis's JSON holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,14 +14,12 @@ from plast_train.data.languages import ENGLISH
 from plast_train.figures.plots import (
     PASSED_OVER,
     SELECTED,
-    STYLE,
     WIDTH,
     dress_layers,
     language_line,
     legend,
     line_of,
     mark_selected,
-    save,
 )
 from plast_train.scoring.accuracies import BASE, TRAINED
 
@@ -32,14 +28,7 @@ HATCHES = ("", "////", "....", "xxxx")
 TITLES = {BASE: "base model", TRAINED: "trained model"}
 
 
-def plot_analysis(name: str, tree: Tree, folder: Path) -> list[Path]:
-    """The figures of one analysis; none where it found nothing to draw."""
-    with matplotlib.rc_context(STYLE):
-        figures = _FIGURES[name](tree)
-        return [path for stem, figure in figures.items() for path in save(figure, folder / stem)]
-
-
-def _neurons(tree: Tree) -> dict[str, Figure]:
+def plot_neurons(tree: Tree) -> dict[str, Figure]:
     """Specific neurons per layer as bars stacked by language; below them MSD, selected layers coloured."""
     figure, (bars, stems) = _two_panels(tree["layers"], 3.4, heights=(3, 2))
     layers = np.arange(tree["layers"])
@@ -69,7 +58,7 @@ def _neurons(tree: Tree) -> dict[str, Figure]:
     return {"neurons": figure}
 
 
-def _stability(tree: Tree) -> dict[str, Figure]:
+def plot_stability(tree: Tree) -> dict[str, Figure]:
     """The mean overlap with English and MSD of the base and of each checkpoint."""
     figure, (overlap, msd) = _two_panels(tree["layers"], 3.6)
     for i, model in enumerate(tree["models"]):
@@ -85,7 +74,7 @@ def _stability(tree: Tree) -> dict[str, Figure]:
     return {"stability": figure}
 
 
-def _representation(tree: Tree) -> dict[str, Figure]:
+def plot_representation(tree: Tree) -> dict[str, Figure]:
     """For each position its cosines with English: languages before (dashed) and after training, and the mean
     of the control in both."""
     figures = {}
@@ -107,7 +96,7 @@ def _representation(tree: Tree) -> dict[str, Figure]:
     return figures
 
 
-def _knockout(tree: Tree) -> dict[str, Figure]:
+def plot_knockout(tree: Tree) -> dict[str, Figure]:
     """For each benchmark and model the accuracy that each language loses with each layer skipped."""
     figures = {}
     for benchmark in tree["benchmarks"].values():
@@ -129,7 +118,7 @@ def _knockout(tree: Tree) -> dict[str, Figure]:
     return figures
 
 
-def _attention(tree: Tree) -> dict[str, Figure]:
+def plot_attention(tree: Tree) -> dict[str, Figure]:
     """The share of the heat inside the box of the object asked about, before and after, English and the mean
     of the others."""
     mass = tree["mass"]
@@ -154,15 +143,6 @@ def _attention(tree: Tree) -> dict[str, Figure]:
     axes.set_ylim(bottom=0)
     legend(figure, axes, columns=3)
     return {"attention-mass": figure}
-
-
-_FIGURES: dict[str, Callable[[Tree], dict[str, Figure]]] = {
-    "neurons": _neurons,
-    "stability": _stability,
-    "representation": _representation,
-    "knockout": _knockout,
-    "attention": _attention,
-}
 
 
 def _two_panels(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
-from torch.nn import Parameter
 
 from plast_train.checkpoint.format import checkpoints
 from plast_train.checkpoint.restore import load_masters
 from plast_train.checkpoint.resume import judge
 from plast_train.context import Context
-from plast_train.lvlm.attention import implementation_for
-from plast_train.lvlm.freezing import changed_weights
+from plast_train.lvlm.attention import implementation_for, set_attention
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.lora import MergedWeights
 from plast_train.lvlm.weights import load_layers, load_weights, put_weights
@@ -33,39 +30,28 @@ def load_weights_of(context: Context, name: str, layers: list[int] | None = None
     by every rank."""
     folder = context.run.export if name == TRAINED else context.lvlm.path
     if layers is None:
-        load_weights(context.lvlm, folder, _changed(context), context.ranks)
+        load_weights(context.lvlm, folder, context.changed_parameters(), context.ranks)
     else:
         load_layers(context.lvlm, folder, layers, context.ranks)
     return context.lvlm
 
 
-def _changed(context: Context) -> dict[str, Parameter]:
-    """The parameters in which the trained model differs from the base."""
-    selection, lvlm, train = read_json(context.run.selection), context.lvlm, context.config.train
-    layers, modules = selection["selected_layers"], selection["modules"]
-    return changed_weights(lvlm.model, lvlm.family, layers, modules, train, context.trains_projector)
-
-
 def for_rows(context: Context) -> Lvlm:
     """The model with the attention implementation that packed rows are run with."""
-    return _attend(context.lvlm, implementation_for(context.ranks.device))
+    set_attention(context.lvlm.model, implementation_for(context.ranks.device))
+    return context.lvlm
 
 
 def for_sequences(lvlm: Lvlm) -> Lvlm:
     """The model with an attention implementation that is made for single sequences and for gradients."""
-    return _attend(lvlm, "sdpa")
-
-
-def _attend(lvlm: Lvlm, implementation: str) -> Lvlm:
-    set_attention: Any = lvlm.model.set_attn_implementation
-    set_attention({"text_config": implementation, "vision_config": "sdpa"})
+    set_attention(lvlm.model, "sdpa")
     return lvlm
 
 
 def each_checkpoint(context: Context) -> Iterator[int]:
     """The step of each kept checkpoint, ascending; the model has its weights then. One that is broken or of
     another base or other layers is skipped with a warning. Called by every rank."""
-    parameters = _changed(context)
+    parameters = context.changed_parameters()
     selection, train = read_json(context.run.selection), context.config.train
     wanted = {
         "base": context.base["fingerprint"],

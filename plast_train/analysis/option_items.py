@@ -25,8 +25,8 @@ from plast_train.lvlm.forward import row_inputs
 from plast_train.lvlm.loading import Lvlm
 from plast_train.scoring.questions import Question, letter_tokens, questions_of
 from plast_train.scoring.records import option_logits_right
-from plast_train.tasks.benchmarks import Benchmark
-from plast_train.tasks.multiple_choice import CIRCULAR_STEP
+from plast_train.tasks.benchmark import Benchmark
+from plast_train.tasks.vlmevalkit_table import CIRCULAR_STEP
 
 
 def same_items(benchmarks: Sequence[Benchmark], wanted: int, seed: int) -> list[Benchmark]:
@@ -36,7 +36,7 @@ def same_items(benchmarks: Sequence[Benchmark], wanted: int, seed: int) -> list[
     left out."""
     named: dict[str, list[Benchmark]] = defaultdict(list)
     for benchmark in benchmarks:
-        if benchmark.task == "choice":
+        if any(item.options for item in benchmark.items):
             named[benchmark.name].append(benchmark)
     kept = []
     for name, versions in named.items():

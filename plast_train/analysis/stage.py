@@ -1,7 +1,8 @@
 """The stage `analyse`: what training changed inside the model, and what each layer is for.
 
 Each analysis leaves `analysis/NAME.json` and its figures. One whose file was made from the same settings and
-inputs is kept, so a stopped stage goes on with the analysis that it was stopped in.
+inputs is kept, so a stopped stage resumes with the analysis that it was stopped in. A further analysis is a
+module of its own and an entry of `ANALYSES`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from plast_train.analysis.attention import attention
 from plast_train.analysis.knockout import knockout
-from plast_train.analysis.layer_plots import plot_analysis
+from plast_train.analysis.layer_plots import (
+    plot_attention,
+    plot_knockout,
+    plot_neurons,
+    plot_representation,
+    plot_stability,
+)
 from plast_train.analysis.representation import representation
 from plast_train.analysis.specific_neurons import neurons
 from plast_train.analysis.stability import stability
 from plast_train.context import Context
+from plast_train.figures.plots import STYLE, save
 from plast_train.run_folder import publish_text, read_json, to_json
 from plast_train.stages import inputs_of, is_benchmark, settings_of
 
@@ -28,10 +39,13 @@ MADE_FROM = "made_from"
 
 @dataclass(frozen=True)
 class Analysis:
-    """`compute` is called by every rank and returns plain JSON, the same on each. The result depends on
-    `settings` (prefixes of dotted keys) and `reads` (names of the stage's inputs; `*` for the benchmarks)."""
+    """`compute` is called by every rank and returns plain JSON, the same on each; `plot` draws it, figures by
+    file name, none where there is nothing to draw. The result depends on `settings` (prefixes of dotted keys)
+    and `reads` (names of the stage's inputs; `*` for the benchmarks). One that needs `whole_weights` on each
+    rank is left out where ZeRO-3 spreads them."""
 
     compute: Callable[[Context], dict[str, Any]]
+    plot: Callable[[dict[str, Any]], dict[str, Figure]]
     settings: tuple[str, ...]
     reads: tuple[str, ...]
     whole_weights: bool = True
@@ -49,12 +63,17 @@ _PROBE = (
 _MODEL = ("base", "records", "select", "export")
 ANALYSES = {
     "neurons": Analysis(
-        neurons, ("data.languages", "analyse.neuron"), ("collect", "select"), whole_weights=False
+        neurons,
+        plot_neurons,
+        ("data.languages", "analyse.neuron"),
+        ("collect", "select"),
+        whole_weights=False,
     ),
-    "stability": Analysis(stability, _PROBE, _MODEL, whole_weights=False),
-    "representation": Analysis(representation, _PROBE, _MODEL, whole_weights=False),
+    "stability": Analysis(stability, plot_stability, _PROBE, _MODEL, whole_weights=False),
+    "representation": Analysis(representation, plot_representation, _PROBE, _MODEL, whole_weights=False),
     "knockout": Analysis(
         knockout,
+        plot_knockout,
         (
             "seed",
             "model.dtype",
@@ -67,6 +86,7 @@ ANALYSES = {
     ),
     "attention": Analysis(
         attention,
+        plot_attention,
         (
             "seed",
             "model.dtype",
@@ -97,10 +117,10 @@ def analyse(context: Context) -> list[Path]:
 
 
 def _analyse(context: Context, name: str, path: Path) -> bool:
-    """Whether the analysis stands, made now or before."""
+    """Whether the analysis is there, made now or before."""
     analysis, ranks = ANALYSES[name], context.ranks
     identity = ranks.on_first(lambda: _identity(context, analysis))
-    if ranks.on_first(lambda: _stands(path, identity)):
+    if ranks.on_first(lambda: path.exists() and read_json(path).get(MADE_FROM) == identity):
         ranks.say(f"analyse: {name} done before, kept")
         return True
     if context.partitioned and analysis.whole_weights:
@@ -114,7 +134,9 @@ def _analyse(context: Context, name: str, path: Path) -> bool:
     tree = analysis.compute(context)
 
     def publish() -> None:
-        plot_analysis(name, tree, context.run.analysis)
+        with matplotlib.rc_context(STYLE):
+            for stem, figure in analysis.plot(tree).items():
+                save(figure, context.run.analysis / stem)
         publish_text(path, to_json(tree | {MADE_FROM: identity}))
 
     ranks.on_first(publish)
@@ -134,7 +156,3 @@ def _identity(context: Context, analysis: Analysis) -> str:
         {key: value for key, value in inputs.items() if key in wanted},
     ]
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
-
-
-def _stands(path: Path, identity: str) -> bool:
-    return path.exists() and read_json(path).get(MADE_FROM) == identity

@@ -1,4 +1,4 @@
-"""The figure of a comparison: where each run or variant stands, English and the others, with intervals."""
+"""The figure of a comparison: how each run or variant changed English and the others, with intervals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from plast_train.comparison.rows import Change, Group, benchmarks_of, changes
+from plast_train.comparison.changes import Change, Group, benchmarks_of, changes
 from plast_train.data.languages import ENGLISH
 from plast_train.figures.plots import COLOURS, PASSED_OVER, SELECTED, STYLE, WIDTH, legend, save
 from plast_train.scoring.accuracies import MEAN

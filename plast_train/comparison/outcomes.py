@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from plast_train.data.languages import ENGLISH
+from plast_train.data.languages import ENGLISH, english_first
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, read_json
 from plast_train.scoring.accuracies import BASE, TRAINED
@@ -72,7 +72,7 @@ class Outcome:
 
 
 def read_outcome(path: Path) -> Outcome:
-    """Raises UserError for a folder that is no run, or one that is not evaluated, or not any more."""
+    """Raises UserError for a folder that is not a run, or whose evaluation is missing or out of date."""
     run = RunFolder(path)
     if not run.config.is_file():
         raise UserError(f"{path}: no run folder (it has no config.yaml); give the --out of a run")
@@ -121,13 +121,13 @@ def _by_way(records: Sequence[dict[str, Any]], rule: str) -> dict[str, Answers]:
 
 
 def _answers(records: Sequence[dict[str, Any]], right: Any) -> Answers:
+    # A unit is right only if all its rows are: in a circular benchmark, every order of the options.
     found: dict[tuple[str, str, int], bool] = {}
     for record in records:
         unit = record["index"] if record["group"] is None else record["group"]
         key = record["model"], record["language"], unit
         found[key] = found.get(key, True) and right(record)
-    names = {language for _, language, _ in found}
-    languages = tuple(sorted(names, key=lambda language: (language != ENGLISH, language)))
+    languages = tuple(english_first({language for _, language, _ in found}))
     units = tuple(sorted({unit for _, _, unit in found}))
     tables = {model: np.full((len(languages), len(units)), np.nan) for model in (BASE, TRAINED)}
     at = {unit: i for i, unit in enumerate(units)}

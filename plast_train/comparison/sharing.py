@@ -1,5 +1,5 @@
-"""What the runs of an ablation make alike and so make once: the probe's statistics, one for each seed, and
-the base model's answers to the benchmarks.
+"""What the runs of an ablation have in common and so make once: the probe's statistics, one for each seed,
+and the base model's answers to the benchmarks.
 
 A run takes over only what its own stages would accept as theirs: a stage record with its settings, inputs and
 the hashes of its outputs, or prediction parts whose settings the stage `evaluate` compares before it uses
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import shutil
 
-from plast_train.comparison.links import link
 from plast_train.context import Context
-from plast_train.run_folder import RunFolder, publish_folder, publish_text, sync_file, to_json
+from plast_train.run_folder import RunFolder, link_or_copy, publish_folder, publish_text, sync_file, to_json
 from plast_train.stages import inputs_of, settings_of
 
 
 def share(context: Context) -> None:
-    """Takes over from the runs beside this one. To be called on one rank."""
+    """Takes over what the runs beside this one have made. To be called on one rank."""
     run = context.run
     for path in sorted(run.path.parent.iterdir()):
         if path != run.path and path.is_dir():
@@ -33,15 +32,16 @@ def _share_probe(source: RunFolder, context: Context) -> None:
     intact = all(source.is_intact(name, content) for name, content in record["outputs"].items())
     if (record["settings"], record["inputs"]) == ours and intact:
         for name in record["outputs"]:
-            link(source.path / name, run.path / name)
+            link_or_copy(source.path / name, run.path / name)
+        # Last: with its record the stage counts as done.
         publish_text(run.path / "stages" / "collect.json", to_json(record))
 
 
 def _share_base_answers(source: RunFolder, run: RunFolder) -> None:
-    """Copies, since a rank may append to its part."""
     theirs, ours = source.evaluation / "parts" / "base", run.evaluation / "parts" / "base"
     if source.record("evaluate") is None or ours.exists():
         return
+    # Copied, not linked: a rank appends to its part, and a link would write into the other run's.
     temporary = ours.with_name(".base.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(theirs, temporary)

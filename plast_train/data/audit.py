@@ -169,7 +169,7 @@ def _problems(
     if found != expected:
         yield (
             f"{found} image tokens where the vision tower makes {expected}; "
-            "remove the image's mark from the text, or mend the processor of model.path"
+            "remove the image's mark from the text, or fix the processor of model.path"
         )
 
 

@@ -16,7 +16,7 @@ from plast_train.errors import UserError
 from plast_train.run_folder import sha256_of
 
 # Only what photographs come in: others (EPS) start programs to be drawn.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MiB as RGB
 # Processors scale the short side to a fixed size, so a sliver becomes huge. Qwen2-VL draws the line here too.
 MAX_ASPECT = 200
@@ -29,7 +29,7 @@ class ImageDefect(ValueError):
 class CheckedImage(NamedTuple):
     """An image that can be used. `path` is absolute; `sha256` of the file tells a replaced picture. The file
     has just been read whole and decoded, which takes much longer than hashing it. Its time of change
-    would not survive a copy to another machine, where all would be done anew."""
+    would not survive a copy to another machine, where all would be redone."""
 
     path: Path
     sha256: str
@@ -51,7 +51,7 @@ def locate_image(name: str, root: Path) -> Path:
     except ImageDefect:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name no file can have
-        raise ImageDefect(f"image '{name}' cannot be found ({error}); mend its path") from None
+        raise ImageDefect(f"image '{name}' cannot be found ({error}); fix its path") from None
     return path
 
 
@@ -62,7 +62,7 @@ def check_image(path: Path) -> None:
         ImageDefect: no image, broken or truncated, of absurd size.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageDefect(f"image {path} has {width}x{height} pixels; scale it below {MAX_PIXELS}")
@@ -74,7 +74,7 @@ def check_image(path: Path) -> None:
     except ImageDefect:
         raise
     except UnidentifiedImageError:
-        raise ImageDefect(f"image {path} is none of {', '.join(FORMATS)}; replace it") from None
+        raise ImageDefect(f"image {path} is none of {', '.join(IMAGE_FORMATS)}; replace it") from None
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes lead them to
         raise ImageDefect(f"image {path} is broken ({error}); replace it") from None
 
@@ -97,7 +97,7 @@ def load_image(path: str | Path) -> Image.Image:
         UserError: it can no longer be read.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return to_rgb(image)
     except Exception as error:  # as in check_image
         raise UserError(f"image {path} cannot be read ({error}); was it changed since the start?") from None

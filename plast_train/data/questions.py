@@ -6,6 +6,7 @@ Every defect is found here, before a rank starts, and named with file, line, id 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from plast_train.config import DataConfig
-from plast_train.data.boxes import Box, as_box, box_problems
-from plast_train.data.characters import HALF_PAIR, is_encodable
 from plast_train.data.images import CheckedImage, ImageDefect, check_images
 from plast_train.data.languages import language_name
 from plast_train.data.readers import Defect, RawRecord, read_conversations, read_parallel
@@ -23,6 +24,10 @@ from plast_train.errors import UserError
 
 log = logging.getLogger(__name__)
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image file
+
+# JSON can escape half a surrogate pair, which can be neither written to a file nor tokenized.
+HALF_PAIR = "has half a surrogate pair, which is no character; remove it"
 _SHOWN = 10  # defects that a message lists
 _LANGUAGE_ENTRY = re.compile(r"(?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=(?P<path>.+)")
 
@@ -33,7 +38,7 @@ class Record:
     are there (`complete`) in what is probed; a record that lacks some is trained on in those it has.
 
     `image` is an absolute path that has been checked, `image_sha256` of its content: a replaced picture makes
-    another record, so that what was made from it is made anew. `where` says file and line, for messages;
+    another record, so that what was made from it is made again. `where` says file and line, for messages;
     `box` is the object's that the question asks about.
     """
 
@@ -44,6 +49,15 @@ class Record:
     where: str
     box: Box | None = None
     image_sha256: str | None = None
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8; see `HALF_PAIR`."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def complete(records: Sequence[Record], languages: Sequence[str]) -> list[int]:
@@ -82,7 +96,7 @@ def read_records(config: DataConfig) -> list[Record]:
             continue
         image = images[raw.image, raw.root] if isinstance(raw.image, str) else raw.image
         problems = [*_id_problems(raw, ids), *_question_problems(raw, config.languages)]
-        problems += [*_image_problems(image), *_answer_problems(raw.answer), *box_problems(raw.box, image)]
+        problems += [*_image_problems(image), *_answer_problems(raw.answer), *_box_problems(raw.box, image)]
         defects += [Defect(raw.where, None if raw.id is None else str(raw.id), p) for p in problems]
         if not problems:
             there = [code for code in config.languages if raw.questions.get(code) is not None]
@@ -91,7 +105,8 @@ def read_records(config: DataConfig) -> list[Record]:
             if isinstance(image, CheckedImage):
                 path, content = str(image.path), image.sha256
             answer = None if raw.answer is None else str(raw.answer)
-            records.append(Record(str(raw.id), questions, path, answer, raw.where, as_box(raw.box), content))
+            box = None if raw.box is None else (raw.box[0], raw.box[1], raw.box[2], raw.box[3])
+            records.append(Record(str(raw.id), questions, path, answer, raw.where, box, content))
     refuse_or_leave_out(defects, len(found), config.max_bad_fraction)
     _check_languages(records, config.languages)
     _warn_of_untranslated(records)
@@ -117,7 +132,7 @@ def refuse_or_leave_out(defects: Sequence[Defect], records: int, max_bad_fractio
             f"{share}:\n{listed}\nMend them, or leave them out with data.max_bad_fraction "
             f"(now {max_bad_fraction:g}; these are {bad / records:.4g})"
         )
-    log.warning("%s and are left out; mend them to use them:\n%s", share, listed)
+    log.warning("%s and are left out; fix them to use them:\n%s", share, listed)
     for defect in defects[_SHOWN:]:
         log.info("left out: %s", defect)
 
@@ -222,6 +237,26 @@ def _answer_problems(answer: Any) -> Iterator[str]:
         yield f"'answer' is {answer!r:.40}; write a text or leave it out"
     elif isinstance(answer, str) and not is_encodable(answer):
         yield f"the answer {HALF_PAIR}"
+
+
+def _box_problems(box: Any, image: Any) -> Iterator[str]:
+    """`image` is None, a checked image, or what is wrong with it."""
+    if box is None:
+        return
+    numbers = isinstance(box, list) and all(type(x) in (int, float) and math.isfinite(x) for x in box)
+    if not numbers or len(box) != 4:
+        yield f"'box' is {box!r:.60}; write [left, top, right, bottom] in pixels or leave it out"
+        return
+    left, top, right, bottom = box
+    if left >= right or top >= bottom:
+        yield f"'box' {box} has no area; give left < right and top < bottom"
+    elif image is None:
+        yield "there is a 'box' but no image; remove it"
+    elif isinstance(image, CheckedImage):
+        with Image.open(image.path) as opened:
+            width, height = opened.size
+        if left < 0 or top < 0 or right > width or bottom > height:
+            yield f"'box' {box} leaves its image of {width}x{height} pixels; fix it"
 
 
 def _check_languages(records: Sequence[Record], languages: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ class RawRecord:
 
 @dataclass(frozen=True)
 class Defect:
-    """What is wrong with the record at `where` (file and line) and how to mend it."""
+    """What is wrong with the record at `where` (file and line) and how to fix it."""
 
     where: str
     id: str | None
@@ -60,7 +60,7 @@ def read_entries(path: Path) -> Iterator[tuple[str, dict[str, Any]] | Defect]:
             try:
                 entry = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
-                yield Defect(where, None, f"{_what(error)}; mend the line or remove it")
+                yield Defect(where, None, f"{_what(error)}; fix the line or remove it")
                 continue
             if isinstance(entry, dict):
                 yield where, entry
@@ -184,7 +184,7 @@ def _list_entries(path: Path) -> Iterator[tuple[str, Any]]:
             entry, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", line)  # of the text as a whole, not of where the entry starts
-            raise UserError(f"{path}, line {line}, entry {number}: {_what(error)}; mend the file") from None
+            raise UserError(f"{path}, line {line}, entry {number}: {_what(error)}; fix the file") from None
         yield f"{path}, line {line}, entry {number}", entry
         at = _skip(text, end)
         line += text.count("\n", start, at)

@@ -58,7 +58,7 @@ def plan_training(
 
     `records` holds the translation sequences of each training record. An epoch visits the records in a
     new order; a record's languages stay together, so that they share its image. With `shares` of the
-    languages each epoch is drawn anew (`mixing.draw_epoch`).
+    languages each epoch is drawn again (`mixing.draw_epoch`).
     """
     batches = list(
         itertools.islice(

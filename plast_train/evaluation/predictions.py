@@ -1,9 +1,9 @@
 """Prediction records on disk: parts while the ranks write them, then one file per benchmark and language.
 
-`evaluation/parts/MODEL/rank-N.jsonl` is what a rank has answered so far, and where evaluating goes on after
-a kill, on any number of ranks. `evaluation/predictions/BENCHMARK.LANG.jsonl` and `evaluation/results.json`
-are made of the parts of all models: a line there names its model (`base`, `plast`) in the field `model`, and
-has the columns of VLMEvalKit's tables (`index, question, A, …, answer, category, l2-category, prediction`).
+`evaluation/parts/MODEL/rank-N.jsonl` is what a rank has answered so far, and where evaluating resumes after a
+kill, on any number of ranks. `evaluation/predictions/BENCHMARK.LANG.jsonl` and `evaluation/results.json` are
+made of the parts of all models: a line there names its model (`base`, `plast`) in the field `model`, and has
+the columns of VLMEvalKit's tables (`index, question, A, …, answer, category, l2-category, prediction`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import Key
 from plast_train.scoring.records import Record
 from plast_train.scoring.scores import results
-from plast_train.tasks.benchmarks import Benchmark
+from plast_train.tasks.benchmark import Benchmark
 from plast_train.tasks.matching import RULES
 
 
@@ -34,20 +34,22 @@ def open_parts(folder: Path, settings: dict[str, Any], digests: Mapping[Key, str
     """Which of the questions of `digests` have been answered in `folder` under these settings. To be called
     on one rank, before any writes.
 
-    Parts of other settings are thrown away, and so are what a kill left of a line and answers to questions
-    that are others now, or have another right answer; those to further questions stay. `settings` is plain
-    JSON and names all that the answers depend on beside what `digests` stand for: weights, new tokens,
-    precision.
+    Parts made with other settings are deleted, and so are a line cut short by a kill, and answers to
+    questions whose content or right answer has changed; those to questions not in `digests` stay. `settings`
+    is plain JSON and names all that the answers depend on beside what `digests` stand for: weights, new
+    tokens, precision.
     """
-    asked = folder / "settings.json"
-    if not asked.exists() or read_json(asked) != settings:
+    answered_with = folder / "settings.json"
+    if not answered_with.exists() or read_json(answered_with) != settings:
         shutil.rmtree(folder, ignore_errors=True)
-        publish_text(asked, to_json(settings))
+        publish_text(answered_with, to_json(settings))
     for part in _parts(folder):
-        _drop_torn_line(part)
+        with part.open("r+b") as file:  # a kill may have cut the last line
+            file.truncate(file.read().rfind(b"\n") + 1)
     records = read_parts(folder)
     kept = [r for r in records if digests.get(key_of(r), r["digest"]) == r["digest"]]
     if len(kept) < len(records):
+        # The new file first: a kill in between leaves some answers twice, but loses none.
         first, *others = _parts(folder)
         publish_text(first, _lines(kept))
         for part in others:
@@ -94,7 +96,7 @@ def publish_results(
     models: Sequence[str],
     matching: str = RULES[0],
 ) -> dict[str, Any]:
-    """Makes the predictions' files and `results.json` of the models' parts, and returns the results.
+    """Makes the predictions' files and `results.json` from the models' parts, and returns the results.
 
     `results.json` is what `scores.results` returns. Of two models, base and trained, each language has a
     `comparison`, too (`comparisons.compare`; `matching` is the rule for multiple choice), and
@@ -144,9 +146,3 @@ def _parts(folder: Path) -> list[Path]:
 
 def _lines(records: Iterable[Record]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def _drop_torn_line(part: Path) -> None:
-    with part.open("r+b") as file:
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)

@@ -1,69 +1,102 @@
-"""A table of the report in the three forms that a reader wants: in the page, as CSV and as LaTeX."""
+"""Tables as aligned text, CSV, LaTeX and, by the macro `table` of `templates/parts.html`, HTML."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
-from plast_train.figures.page import file_links, numbers
 from plast_train.run_folder import publish_text
 
-NOTHING = "–"
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "–": "--",
-    "²": r"\textsuperscript{2}",
-    "ρ": r"$\rho$",
-}
+NOTHING = "–"  # a cell without a value
+# One pass over the characters: the result of one replacement is never escaped a second time.
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"$\mid$",
+        "–": "--",
+        "²": r"\textsuperscript{2}",
+        "ρ": r"$\rho$",
+    }
+)
+
+
+class Latex(str):
+    """A cell that is LaTeX already, e.g. with formulas; it is not escaped."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is its files' name. `groups` are headings over several columns each, with their number;
-    `classes` gives rows by their index a CSS class, `mark` or `last`."""
+    """Cells are text, formatted as they are shown.
 
-    name: str
-    caption: str
+    `name` is the stem of its files; a table without one is published by nobody. `groups` are headings that
+    span several columns: their text and their number of columns. `classes`: index of a row → its CSS class,
+    `mark` or `last`; LaTeX draws a rule above `last`. `align` has `l` or `r` for each column of text and
+    LaTeX; without it the first column is on the left and the others on the right, as in HTML.
+    """
+
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    name: str = ""
+    caption: str = ""
     groups: Sequence[tuple[str, int]] = ()
     classes: Mapping[int, str] = field(default_factory=dict)
+    align: str = ""
+
+    @property
+    def alignment(self) -> str:
+        return self.align or "l" + "r" * (len(self.head) - 1)
 
 
-def publish_table(table: Table, folder: Path, in_csv: Table | None = None) -> str:
-    """Writes `NAME.csv` and `NAME.tex` into `folder`; returns the HTML, which links them. The CSV holds
-    `in_csv` where that is given, which has more columns than a page."""
+def publish_table(table: Table, folder: Path, in_csv: Table | None = None) -> Table:
+    """Writes `NAME.csv` and `NAME.tex` into `folder` and returns the table, for the page. The CSV holds
+    `in_csv` where it is given, which has more columns than fit on a page."""
     publish_text(folder / f"{table.name}.csv", to_csv(in_csv or table))
     publish_text(folder / f"{table.name}.tex", to_latex(table))
-    links = file_links(f"{table.name}.csv", f"{table.name}.tex")
-    return numbers(f"{escape(table.caption)} {links}", table.head, table.rows, table.classes, table.groups)
+    return table
+
+
+def to_text(table: Table) -> str:
+    """Columns two spaces apart, without the caption and the groups."""
+    rows = [table.head, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pads = [str.ljust if side == "l" else str.rjust for side in table.alignment]
+    columns = list(zip(pads, widths, strict=True))
+    return "\n".join(
+        "  ".join(pad(cell, width) for cell, (pad, width) in zip(row, columns, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def to_csv(table: Table) -> str:
-    """One heading a column, its group before it; a dash becomes an empty cell."""
+    """A group's text is put before the headings of its columns; a dash becomes an empty cell."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    groups = list(_by_column(table.groups)) or [""] * len(table.head)
+    groups = [label for label, span in table.groups for _ in range(span)] or [""] * len(table.head)
     writer.writerow([f"{g}: {h}" if g else h for g, h in zip(groups, table.head, strict=True)])
     writer.writerows([["" if cell == NOTHING else cell for cell in row] for row in table.rows])
     return file.getvalue()
 
 
 def to_latex(table: Table) -> str:
-    """A `tabular` for the package booktabs, the caption above it as a comment."""
-    lines = [f"% {' '.join(table.caption.split())}", f"\\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}"]
-    lines.append(r"\toprule")
+    """A `tabular` for the package booktabs, with the caption above it as a comment."""
+    lines = [f"% {' '.join(table.caption.split())}"] if table.caption else []
+    lines += [f"\\begin{{tabular}}{{{table.alignment}}}", r"\toprule"]
     if table.groups:
-        cells = [rf"\multicolumn{{{span}}}{{c}}{{{_latex(label)}}}" for label, span in table.groups]
-        lines += [" & ".join(cells) + r" \\", _rules(table.groups)]
+        cells, rules, column = [], [], 1
+        for label, span in table.groups:
+            cells.append(rf"\multicolumn{{{span}}}{{c}}{{{_latex(label)}}}")
+            if label:
+                rules.append(rf"\cmidrule(lr){{{column}-{column + span - 1}}}")
+            column += span
+        lines += [" & ".join(cells) + r" \\", " ".join(rules)]
     lines += [" & ".join(map(_latex, table.head)) + r" \\", r"\midrule"]
     for i, row in enumerate(table.rows):
         if table.classes.get(i) == "last":
@@ -72,25 +105,5 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def file_name(name: str) -> str:
-    """A benchmark's name as part of a file's name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def _by_column(groups: Sequence[tuple[str, int]]) -> Iterator[str]:
-    for label, span in groups:
-        yield from [label] * span
-
-
-def _rules(groups: Sequence[tuple[str, int]]) -> str:
-    """A line under each heading over several columns."""
-    rules, column = [], 1
-    for label, span in groups:
-        if label:
-            rules.append(rf"\cmidrule(lr){{{column}-{column + span - 1}}}")
-        column += span
-    return " ".join(rules)
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+def _latex(cell: str) -> str:
+    return cell if isinstance(cell, Latex) else cell.translate(_LATEX)

@@ -11,7 +11,7 @@ from plast_train.config import TrainConfig
 from plast_train.errors import UserError, nearest
 from plast_train.run_folder import read_object
 
-# The facts of these models' config.json on the Hugging Face hub; the rest are transformers' defaults.
+# What these models' config.json on the Hugging Face hub sets; the rest are transformers' defaults.
 _LLAVA_15 = {
     "model_type": "llava",
     "architectures": ["LlavaForConditionalGeneration"],
@@ -38,31 +38,30 @@ _VICUNA = {
     "rms_norm_eps": 1e-05,
     "tie_word_embeddings": False,
 }
-_VICUNA_7B = _VICUNA | {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-}
-_VICUNA_13B = _VICUNA | {
-    "hidden_size": 5120,
-    "intermediate_size": 13824,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 40,
-}
+
+
+def _llava_15(width: int, ffn_width: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+    text = _VICUNA | {
+        "hidden_size": width,
+        "intermediate_size": ffn_width,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads,
+    }
+    return _LLAVA_15 | {"text_config": text}
+
+
+# Models that can be planned for without their folder.
 KNOWN: dict[str, dict[str, Any]] = {
-    "llava-hf/llava-1.5-7b-hf": _LLAVA_15 | {"text_config": _VICUNA_7B},
-    "llava-hf/llava-1.5-13b-hf": _LLAVA_15 | {"text_config": _VICUNA_13B},
+    "llava-hf/llava-1.5-7b-hf": _llava_15(4096, 11008, 32, 32),
+    "llava-hf/llava-1.5-13b-hf": _llava_15(5120, 13824, 40, 40),
 }
-
-
-_LAYERS_THEMSELVES = TrainConfig()
+_WHOLE_LAYERS = TrainConfig()  # the default method: the layers' own weights, no adapters
 
 
 def local_folder(path: str) -> Path | None:
-    """The folder that `model.path` names, the embedded tiny model's included; None if there is none here."""
+    """The folder that `model.path` names, None if it is none of this machine's; `tiny` is the model that the
+    package ships."""
     if path == "tiny":
         return Path(str(resources.files("plast_train") / "tiny" / "model"))
     folder = Path(path).expanduser()
@@ -103,13 +102,13 @@ def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     else:
         raise UserError(
             f"model.path '{name}': no such folder{nearest(name, KNOWN)} (known without a folder: "
-            f"{', '.join(KNOWN)}; a folder with the model's config.json alone will do)"
+            f"{', '.join(KNOWN)}; a folder that holds the model's config.json is enough)"
         )
     family_of(raw, where)
     try:
         complete: dict[str, Any] = AutoConfig.for_model(**raw).to_dict()
     except (ValueError, TypeError) as error:
-        raise UserError(f"{where}: not a usable model configuration ({error})") from None
+        raise UserError(f"{where}: cannot be read as a model configuration ({error})") from None
     return complete
 
 
@@ -117,7 +116,7 @@ def count_parameters(
     config: dict[str, Any],
     layers: Sequence[int],
     modules: str,
-    train: TrainConfig = _LAYERS_THEMSELVES,
+    train: TrainConfig = _WHOLE_LAYERS,
     images: bool = True,
 ) -> tuple[int, int]:
     """Parameters of the whole model, LoRA adapters among them, and those trained with `layers`, `modules`
@@ -132,12 +131,13 @@ def count_parameters(
     from plast_train.lvlm.families import family_of
     from plast_train.lvlm.freezing import changed_weights, linear_layers
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes alone, no memory
         model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config))
     family, total = family_of(config, "config"), sum(p.numel() for p in model.parameters())
     if train.method == "lora":
         assert train.lora_rank is not None
         targets = linear_layers(model, family, layers, modules).values()
+        # A is [r, inputs], B is [outputs, r] (Hu et al. 2021).
         adapters = sum(train.lora_rank * (m.in_features + m.out_features) for m in targets)
         return total + adapters, adapters
     trained = changed_weights(model, family, layers, modules, train, images)

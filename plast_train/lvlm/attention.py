@@ -14,6 +14,12 @@ def implementation_for(device: torch.device) -> str:
     return "flex_attention" if device.type == "cuda" else "sdpa"
 
 
+def set_attention(model: Any, implementation: str) -> None:
+    """Sets how the decoder attends: `implementation_for` packed rows, `sdpa` for single sequences, generation
+    and gradients of inputs. The vision tower, whose images all have one length, always uses `sdpa`."""
+    model.set_attn_implementation({"text_config": implementation, "vision_config": "sdpa"})
+
+
 def attention_mask(row: PackedRow, implementation: str, device: torch.device, dtype: torch.dtype) -> Any:
     """The row's mask in the form the model's attention implementation takes.
 

@@ -1,10 +1,14 @@
-"""One description per model family: where its decoder layers and gates are, how a chat is written.
+"""One record per model family: where its parts are, how a chat is written, how many tokens an image takes.
 
-A further family is a further entry in `FAMILIES`; nothing else in the program names a module's path.
+To add a family, add a `Family` to `FAMILIES` under its config.json's `model_type`. Nothing else in the
+program names a module's path. What a family must have: a vision tower; a decoder with the list
+`layers`, in each of these an FFN with a gate (`act(W_gate x)`) whose activation is a module of its own; and
+one placeholder token for an image in the text, repeated once for each of the image's tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +19,7 @@ from plast_train.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """A single-turn chat. The image placeholder comes first in the user's turn."""
+    """A single-turn chat. The image's placeholder comes first in the user's turn."""
 
     system: str
     image: str
@@ -36,23 +40,39 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a family's `…ForConditionalGeneration` are (dotted attribute paths)."""
+    """A family's `…ForConditionalGeneration` (`architecture`), described by dotted attribute paths.
 
-    model_type: str
+    `decoder_path` and `vision_path` begin at the model; `ffn_path`, `attention_path`, `gate_path` (the module
+    whose output is the gate's activation) and `attention_norm_path` (the norm after the attention, before the
+    FFN) begin at a decoder layer. `image_token_key` is the config.json key of the placeholder's token id;
+    `num_image_tokens` counts an image's tokens from a complete config.
+    """
+
     architecture: str
     decoder_path: str
     vision_path: str
+    ffn_path: str
+    attention_path: str
     gate_path: str
     attention_norm_path: str
+    image_token_key: str
+    num_image_tokens: Callable[[dict[str, Any]], int]
     chat: ChatFormat
 
     def decoder(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.decoder_path)
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The decoder layers, shallowest first."""
         layers = self.decoder(model).layers
         assert isinstance(layers, nn.ModuleList)
         return list(layers)
+
+    def part(self, layer: nn.Module, modules: str) -> nn.Module:
+        """The part of a decoder layer that `selection.modules` names: `all`, `ffn` or `attention`."""
+        return layer.get_submodule(
+            {"all": "", "ffn": self.ffn_path, "attention": self.attention_path}[modules]
+        )
 
     def gate(self, layer: nn.Module) -> nn.Module:
         """The module whose output is the gate's activation `act(W_gate x)` (arXiv 2508.18381)."""
@@ -71,21 +91,32 @@ LLAVA_CHAT = ChatFormat(
     end="</s>",
 )
 
+
+def _num_llava_image_tokens(config: dict[str, Any]) -> int:
+    """One a patch, and the class token unless the `default` strategy drops it."""
+    vision = config["vision_config"]
+    patches: int = (vision["image_size"] // vision["patch_size"]) ** 2
+    return patches + (config.get("vision_feature_select_strategy", "default") == "full")
+
+
 FAMILIES = {
     "llava": Family(
-        model_type="llava",
         architecture="LlavaForConditionalGeneration",
         decoder_path="model.language_model",
         vision_path="model.vision_tower",
+        ffn_path="mlp",
+        attention_path="self_attn",
         gate_path="mlp.act_fn",
         attention_norm_path="post_attention_layernorm",
+        image_token_key="image_token_index",
+        num_image_tokens=_num_llava_image_tokens,
         chat=LLAVA_CHAT,
     ),
 }
 
 
 def family_of(config: dict[str, Any], where: str) -> Family:
-    """The family of a model's config.json.
+    """The family of a model's config.json, which messages call `where`.
 
     Raises:
         UserError: a family that is not described here.
@@ -99,5 +130,7 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     family = FAMILIES[model_type]
     architectures = config.get("architectures") or [family.architecture]
     if family.architecture not in architectures:
-        raise UserError(f"{where}: architecture {architectures} where {family.architecture} is needed")
+        raise UserError(
+            f"{where}: architecture {architectures} is not supported; it must be {family.architecture}"
+        )
     return family

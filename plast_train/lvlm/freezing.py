@@ -15,8 +15,6 @@ from plast_train.config import TrainConfig
 from plast_train.errors import UserError
 from plast_train.lvlm.families import Family
 
-_MODULES = {"all": "", "ffn": "mlp", "attention": "self_attn"}
-
 
 def trainable_parameters(
     model: nn.Module, family: Family, layers: Sequence[int], modules: str
@@ -41,16 +39,28 @@ def linear_layers(
         UserError: see `trainable_parameters`.
     """
     chosen = {id(m) for part in _selected(model, family, layers, modules) for m in part.modules()}
-    found = {name: m for name, m in model.named_modules() if id(m) in chosen}
-    return {name: m for name, m in found.items() if isinstance(m, nn.Linear)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) in chosen and isinstance(module, nn.Linear)
+    }
+
+
+def _selected(model: nn.Module, family: Family, layers: Sequence[int], modules: str) -> list[nn.Module]:
+    decoder = family.layers(model)
+    if not layers or not all(0 <= number < len(decoder) for number in layers):
+        raise UserError(
+            f"selected layers {list(layers)}: the model's decoder has layers 0 to {len(decoder) - 1}"
+        )
+    return [family.part(decoder[number], modules) for number in layers]
 
 
 def all_parameters(model: nn.Module, family: Family, images: bool) -> dict[str, nn.Parameter]:
-    """Every parameter but the vision tower's, by name: embeddings, projector, decoder and head. Unless every
-    sample has one of the `images`, the projector is left out too: a step without images has no gradient for
-    it, and ZeRO-3 would take the step before's."""
+    """Every parameter but the vision tower's, by name: embeddings, projector, decoder and head. The projector
+    is left out, too, unless every sample has one of the `images`."""
     frozen = {id(p) for p in model.get_submodule(family.vision_path).parameters()}
     if not images:
+        # A step without images has no gradient for the projector, and ZeRO-3 would reuse the previous step's.
         frozen |= {id(p) for p in projector_parameters(model, family).values()}
     return {name: p for name, p in model.named_parameters() if id(p) not in frozen}
 
@@ -85,17 +95,7 @@ def what_is_trained(train: TrainConfig, layers: Sequence[int], modules: str) -> 
 
 
 def freeze_all_but(model: nn.Module, trained: dict[str, nn.Parameter]) -> None:
-    """Switches gradients off for every parameter and on for the trained ones."""
+    """Switches gradients on for the trained parameters and off for all others."""
     model.requires_grad_(False)
     for parameter in trained.values():
         parameter.requires_grad_(True)
-
-
-def _selected(model: nn.Module, family: Family, layers: Sequence[int], modules: str) -> list[nn.Module]:
-    decoder = family.layers(model)
-    wrong = [i for i in layers if not 0 <= i < len(decoder)]
-    if wrong or not layers:
-        raise UserError(
-            f"selected layers {list(layers)}: the model's decoder has layers 0 to {len(decoder) - 1}"
-        )
-    return [decoder[i].get_submodule(_MODULES[modules]) for i in layers]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from plast_train.config import ModelConfig
 from plast_train.errors import UserError
+from plast_train.lvlm.architectures import is_original, local_folder
 from plast_train.lvlm.attention import implementation_for
 from plast_train.lvlm.families import Family, family_of
 from plast_train.lvlm.prompts import Prompter
@@ -29,7 +29,6 @@ class Lvlm:
     tokenizer: Any
     image_processor: Any
     family: Family
-    image_tokens: int
     path: Path
     fingerprint: str
 
@@ -54,17 +53,22 @@ def resolve_base(config: ModelConfig) -> Path:
     original-LLaVA checkpoint is converted once into the cache folder.
 
     Raises:
-        UserError: no such folder or hub model, or the folder is no usable base (see `check_base`).
+        UserError: no such folder or hub model, or the folder cannot be a base (see `check_base`).
     """
     folder = _find(config.path)
-    if "mm_vision_tower" in read_object(folder / "config.json"):
+    if is_original(read_object(folder / "config.json")):
         folder = _converted(folder)
     check_base(folder)
     return folder
 
 
 def check_base(folder: Path) -> Family:
-    """Refuses a folder without config or weights, or of a family that is not supported."""
+    """The family of the model in a Hugging Face folder, once all that loading needs is there.
+
+    Raises:
+        UserError: no config, weights or tokenizer, weights that are incomplete, or a family that is not
+            supported.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json; model.path must be a Hugging Face model folder")
     family = family_of(read_object(folder / "config.json"), str(folder / "config.json"))
@@ -74,17 +78,16 @@ def check_base(folder: Path) -> Family:
     if index.exists():
         weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise UserError(f"{index}: has no 'weight_map' from tensors to files; get the file anew")
-        named = set(weight_map.values())
-        missing = sorted(n for n in named if not (folder / n).is_file())
+            raise UserError(f"{index}: has no 'weight_map' from tensors to files; download the file again")
+        missing = sorted(name for name in set(weight_map.values()) if not (folder / name).is_file())
         if missing:
-            raise UserError(f"{index}: names weights that are missing: {', '.join(missing)}")
+            raise UserError(f"{index}: names files that are missing: {', '.join(missing)}; download them too")
     for file in weight_files(folder):
         try:
             with safe_open(file, "pt"):  # reads the header and compares the length with it
                 pass
         except SafetensorError as error:
-            raise UserError(f"{file}: not a whole safetensors file ({error}); get it anew") from None
+            raise UserError(f"{file}: not a complete safetensors file ({error}); download it again") from None
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise UserError(f"{folder}: no tokenizer.json or tokenizer.model; download the model's tokenizer too")
     return family
@@ -115,29 +118,22 @@ def load_text_side(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        # The same pixels with and without torchvision.
+        # Pillow's, so that the pixels are the same with and without torchvision.
         images = AutoImageProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, backend="pil"
         )
-    except Exception as error:  # whatever transformers makes of a missing or torn file
+    except Exception as error:  # transformers raises anything for a missing or truncated file
         raise UserError(
             f"{folder}: its tokenizer or image processor cannot be loaded ({error}); "
-            "download tokenizer and processor files of the model too"
+            "download the model's tokenizer and processor files too"
         ) from None
     return tokenizer, images
 
 
 def make_prompter(tokenizer: Any, family: Family, config: dict[str, Any], languages: list[str]) -> Prompter:
-    return Prompter(
-        tokenizer, family.chat, config["image_token_index"], image_token_count(config), tuple(languages)
-    )
-
-
-def image_token_count(config: dict[str, Any]) -> int:
-    """Tokens an image takes: one a patch, and the class token unless the `default` strategy drops it."""
-    vision = config["vision_config"]
-    patches: int = (vision["image_size"] // vision["patch_size"]) ** 2
-    return patches + (config.get("vision_feature_select_strategy", "default") == "full")
+    """`config` is the model's complete config (see `architectures.read_architecture`)."""
+    image_token, num_image_tokens = config[family.image_token_key], family.num_image_tokens(config)
+    return Prompter(tokenizer, family.chat, image_token, num_image_tokens, tuple(languages))
 
 
 def load_lvlm(
@@ -155,7 +151,7 @@ def load_lvlm(
     from transformers.integrations import HfDeepSpeedConfig
 
     if device.type == "cuda":
-        # Rows differ in length; beyond the default of 8 variants flex attention would run unfused.
+        # Rows differ in length; beyond the default of 8 compiled variants flex attention would run unfused.
         torch._dynamo.config.recompile_limit = 64
     folder = Path(base["path"])
     # from_pretrained partitions the weights as long as this object lives.
@@ -174,39 +170,38 @@ def load_lvlm(
     wrong = sorted([*loaded["missing_keys"], *loaded["mismatched_keys"]])
     if wrong:
         raise UserError(
-            f"{folder}: {len(wrong)} weights are missing or misshapen, e.g. {wrong[0]}; get it anew"
+            f"{folder}: {len(wrong)} weights are missing or of the wrong shape, e.g. {wrong[0]}; "
+            "download the model again"
         )
     model.requires_grad_(False)
     model.eval()
     tokenizer, images = load_text_side(folder, config.trust_remote_code)
-    raw = read_object(folder / "config.json")
-    family = family_of(raw, str(folder))
-    count = image_token_count(model.config.to_dict())
-    return Lvlm(model, tokenizer, images, family, count, folder, base["fingerprint"])
+    family = family_of(read_object(folder / "config.json"), str(folder))
+    return Lvlm(model, tokenizer, images, family, folder, base["fingerprint"])
 
 
 def _find(path: str) -> Path:
-    if path == "tiny":
-        return Path(str(resources.files("plast_train") / "tiny" / "model"))
-    if Path(path).is_dir():
-        return Path(path)
+    folder = local_folder(path)
+    if folder is not None:
+        return folder
     if path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise UserError(f"model.path '{path}': no such folder")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(path))
-    except Exception as error:
+    except Exception as error:  # network, permission or a name the hub does not have: one answer to all
         raise UserError(
-            f"model.path '{path}': no such folder, and the hub did not give it ({type(error).__name__}); "
-            "download the model and give its folder"
+            f"model.path '{path}': there is no such folder, and it cannot be downloaded from the hub "
+            f"({type(error).__name__}); download the model yourself and give its folder"
         ) from None
 
 
 def _converted(source: Path) -> Path:
-    """The Hugging Face form of an original-LLaVA checkpoint, made once for each content of its files."""
+    """The Hugging Face form of an original-LLaVA checkpoint, made once for each state of its files."""
     from plast_train.lvlm.original_llava import convert_original
 
+    # Size and time instead of content: hashing 26 GB would take minutes at each start.
     stat = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(source.iterdir()) if f.is_file()]
     name = hashlib.sha256(repr((str(source.resolve()), stat)).encode()).hexdigest()[:16]
     target = cache_folder() / f"converted-{name}"

@@ -1,5 +1,5 @@
-"""LoRA adapters (Hu et al. 2021) beside the base's own linear layers, through peft: adding them, taking them
-off again, and merging them into the weights they stand beside.
+"""LoRA adapters (Hu et al. 2021) beside the base's own linear layers, through peft: adding them, removing
+them, and merging them into the base's weights.
 
 An adapter adds `α/r · B A x` to `W x`; `A` `[r, inputs]` begins random, `B` `[outputs, r]` begins at zero, so
 the adapted model begins as the base.
@@ -37,17 +37,18 @@ def add_adapters(
     assert train.lora_rank is not None
     config = LoraConfig(
         r=train.lora_rank,
-        lora_alpha=train.lora_scale * train.lora_rank,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=train.lora_scale * train.lora_rank,  # type: ignore[arg-type]  # peft takes floats, too
         target_modules=list(targets),
         lora_dropout=0.0,
         bias="none",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random state must not depend on adapters
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
+    # peft matches names by their ends, so the same name in the vision tower could be adapted as well.
     adapted = {name for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     if adapted != set(targets):
-        raise RuntimeError(f"peft adapted other layers than asked for: {sorted(adapted ^ set(targets))}")
+        raise RuntimeError(f"peft did not adapt the requested layers alone: {sorted(adapted ^ set(targets))}")
     return {name: p for name, p in model.named_parameters() if name.endswith((_FIRST, _SECOND))}
 
 
@@ -63,13 +64,14 @@ def remove_adapters(model: nn.Module) -> None:
 
 
 def is_second(name: str) -> bool:
-    """Whether a parameter is a `B`: the only ones that get a gradient while every `B` is zero."""
+    """Whether a parameter is a `B`. Only these get a gradient while every `B` is zero, as the gradient of `A`
+    is a product with `B`."""
     return name.endswith(_SECOND)
 
 
 class MergedWeights(Mapping[str, torch.Tensor]):
-    """The adapted layers' weights `W + α/r · B A`, fp32, by the name the base's parameter has. Each is made
-    when it is asked for, from the base's file and the adapters."""
+    """The adapted layers' weights `W + α/r · B A`, fp32, by the name the base's parameter has. Each is
+    computed when it is read, from the base's file and the adapters."""
 
     def __init__(self, base: Path, adapters: Mapping[str, torch.Tensor], scale: float) -> None:
         self._adapters, self._scale = adapters, scale

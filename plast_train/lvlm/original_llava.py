@@ -1,9 +1,9 @@
-"""Original LLaVA-1.5 checkpoints (github.com/haotian-liu/LLaVA) as Hugging Face folders, and their keys back.
+"""Original LLaVA-1.5 checkpoints (github.com/haotian-liu/LLaVA) as Hugging Face folders, and the keys back.
 
 The original keeps the CLIP tower and the projector inside the Llama model (`model.vision_tower…`,
 `model.mm_projector…`), has no token for an image and no padding token. As in llava-hf's own folders,
 `<image>` and `<pad>` follow the vocabulary, which is padded to a multiple of 64. The new rows are the mean of
-the old ones (llava-hf draws them closely around it), so a conversion can be repeated to the bit.
+the old ones (llava-hf draws them closely around it), so that a conversion gives the same bytes each time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 Tensors = dict[str, torch.Tensor]
 
-# Original prefix and llava-hf's; the first that fits holds.
+# Original prefix and llava-hf's; the first match counts.
 _PREFIXES = (
     ("model.vision_tower.vision_tower.", "vision_tower."),
     ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
@@ -46,7 +46,6 @@ _PREFIXES = (
     ("model.", "language_model.model."),
 )
 _VOCABULARY_KEYS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-_VOCABULARY_MULTIPLE = 64
 # Buffers that older versions saved and newer ones compute.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|embeddings\.position_ids$")
 _LLAMA_SETTINGS = (
@@ -65,7 +64,7 @@ _LLAMA_SETTINGS = (
     "bos_token_id",
     "eos_token_id",
 )
-_MEND = "free some space, or name another cache folder in PLAST_CACHE"
+_FIX_SPACE = "free some space, or name another cache folder in PLAST_CACHE"
 _IMAGE, _PAD = "<image>", "<pad>"
 _CLIP_L_336: dict[str, Any] = {
     "hidden_size": 1024,
@@ -97,8 +96,8 @@ def convert_original(source: Path, target: Path, vision_tower: Path | None) -> N
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.exists():
                 _convert(source, target, vision_tower)
-    except (OSError, SafetensorError) as error:  # safetensors writes, too
-        raise UserError(f"{target.parent}: cannot convert {source} into it ({error}); {_MEND}") from None
+    except (OSError, SafetensorError) as error:  # a full disk can show as either
+        raise UserError(f"{target.parent}: cannot convert {source} into it ({error}); {_FIX_SPACE}") from None
 
 
 def original_config(source: Path) -> dict[str, Any]:
@@ -119,8 +118,14 @@ def _convert(source: Path, target: Path, vision_tower: Path | None) -> None:
     _check_kind(source, original)
     tower = vision_tower or _find_tower(source, original["mm_vision_tower"])
     temporary = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    _check_space(source, target.parent)
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a conversion that was killed
+    needed = sum(file.stat().st_size for file in _weight_files(source))
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise UserError(
+            f"{target.parent}: {free / 1e9:.3g} GB are free on its disk, but {source} takes about "
+            f"{needed / 1e9:.3g} GB in Hugging Face form; {_FIX_SPACE}"
+        )
     temporary.mkdir()
     config = _hf_config(source, original, tower)
     _write_text_side(source, original, config, temporary)
@@ -130,18 +135,8 @@ def _convert(source: Path, target: Path, vision_tower: Path | None) -> None:
     publish_folder(temporary, target)
 
 
-def _check_space(source: Path, folder: Path) -> None:
-    needed = sum(file.stat().st_size for file in _weight_files(source))
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"{folder}: {free / 1e9:.3g} GB are free on its disk, but {source} takes about "
-            f"{needed / 1e9:.3g} GB in Hugging Face form; {_MEND}"
-        )
-
-
 def to_hf(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Original keys to llava-hf's; tensors as they are, buffers that are computed left out."""
+    """Original keys to llava-hf's; the tensors are unchanged, computed buffers are left out."""
     return {
         _replace_prefix(key, _PREFIXES): tensor
         for key, tensor in tensors.items()
@@ -166,7 +161,7 @@ def _replace_prefix(key: str, prefixes: tuple[tuple[str, str], ...]) -> str:
     for old, new in prefixes:
         if key.startswith(old):
             return new + key.removeprefix(old)
-    raise UserError(f"'{key}' is no weight of a LLaVA-1.5 model")
+    raise UserError(f"'{key}' is not a weight of a LLaVA-1.5 model")
 
 
 def _with_vision_model(key: str) -> str:
@@ -186,8 +181,8 @@ def _check_kind(source: Path, original: Mapping[str, Any]) -> None:
     for key, values in wanted.items():
         if original.get(key) not in values:
             raise UserError(
-                f"{source / 'config.json'}: {key} is {original.get(key)!r}; original checkpoints are read "
-                f"as LLaVA-1.5, where it is {values[0]!r}"
+                f"{source / 'config.json'}: {key} is {original.get(key)!r}; of original checkpoints only "
+                f"LLaVA-1.5 is supported, where it is {values[0]!r}"
             )
 
 
@@ -208,28 +203,26 @@ def _hf_config(source: Path, original: Mapping[str, Any], tower: Path | None) ->
         vision = CLIPVisionConfig(**_CLIP_L_336)
     else:
         raise UserError(
-            f"{source}: its vision tower '{name}' is not there; put its folder beside the checkpoint"
+            f"{source}: its vision tower '{name}' is missing; put its folder beside the checkpoint"
         )
     known = {key: original[key] for key in _LLAMA_SETTINGS if original.get(key) is not None}
     text = LlamaConfig(**known, tie_word_embeddings=False)
     image = text.vocab_size
     text.pad_token_id = image + 1
-    text.vocab_size = -(-(image + 2) // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+    text.vocab_size = -(-(image + 2) // 64) * 64  # the next multiple of 64, as in llava-hf's folders
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=image,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=original.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy=_strategy(original),
+        vision_feature_select_strategy=(
+            "full" if original.get("mm_vision_select_feature") == "cls_patch" else "default"
+        ),
         projector_hidden_act="gelu",
         tie_word_embeddings=False,
         architectures=["LlavaForConditionalGeneration"],
     )
-
-
-def _strategy(original: Mapping[str, Any]) -> Literal["default", "full"]:
-    return "full" if original.get("mm_vision_select_feature") == "cls_patch" else "default"
 
 
 def _write_text_side(source: Path, original: Mapping[str, Any], config: Any, folder: Path) -> None:
@@ -254,7 +247,7 @@ def _write_text_side(source: Path, original: Mapping[str, Any], config: Any, fol
             f"{source}: tokenizer.model does not have the {config.image_token_index} tokens of config.json"
         )
     size = config.vision_config.image_size
-    # The original pads images to squares where its config says so; CLIP's own processor crops them.
+    # The original pads images to squares where its config asks for it; CLIP's own processor crops them.
     pads = original.get("image_aspect_ratio") == "pad"
     sizes: Any = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     LlavaProcessor(
@@ -275,23 +268,34 @@ def _write_text_side(source: Path, original: Mapping[str, Any], config: Any, fol
 
 def _write_weights(source: Path, tower: Path | None, config: Any, folder: Path) -> None:
     """One file for each of the checkpoint's and, where it has no vision weights, one for the tower's; the
-    index; and config.json, which says their dtype."""
-    shapes: list[dict[str, list[int]]] = []
+    index; and config.json, which holds their dtype."""
+    shapes: list[dict[str, list[int]]] = []  # of each file's tensors, by key
+
+    def part(number: int) -> Path:
+        return folder / f"part-{number:05d}.safetensors"
+
+    def save(tensors: Tensors) -> None:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, part(len(shapes)), {"format": "pt"})
+        shapes.append({key: list(tensor.shape) for key, tensor in contiguous.items()})
+
     for file in _weight_files(source):
         tensors = to_hf(_read(file))
         for key in set(_VOCABULARY_KEYS) & set(tensors):
-            config.dtype = tensors[key].dtype
-            tensors[key] = _with_new_rows(tensors[key], config.text_config.vocab_size)
-        shapes.append(_save(tensors, folder, len(shapes)))
-    if not any(key.startswith("vision_tower.") for part in shapes for key in part):
-        vision = {key: tensor.to(config.dtype) for key, tensor in _tower_weights(source, tower).items()}
-        shapes.append(_save(vision, folder, len(shapes)))
-    _check_complete(source, config, {key: shape for part in shapes for key, shape in part.items()})
+            table = tensors[key]
+            config.dtype = table.dtype
+            mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+            num_new = config.text_config.vocab_size - len(table)
+            tensors[key] = torch.cat([table, mean.expand(num_new, -1)])
+        save(tensors)
+    if not any(key.startswith("vision_tower.") for found in shapes for key in found):
+        save({key: tensor.to(config.dtype) for key, tensor in _tower_weights(source, tower).items()})
+    _check_complete(source, config, {key: shape for found in shapes for key, shape in found.items()})
     index: dict[str, str] = {}
-    for number, part in enumerate(shapes):
+    for number, found in enumerate(shapes):  # the names hold how many files there are
         name = f"model-{number + 1:05d}-of-{len(shapes):05d}.safetensors"
-        (folder / _part_name(number)).rename(folder / name)
-        index |= dict.fromkeys(part, name)
+        part(number).rename(folder / name)
+        index |= dict.fromkeys(found, name)
     size = sum((folder / name).stat().st_size for name in set(index.values()))
     tree = {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))}
     (folder / "model.safetensors.index.json").write_text(to_json(tree), encoding="utf-8")
@@ -306,7 +310,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> Tensors:
-    """A weight file's tensors, mapped from the disk. Pickles may hold tensors alone."""
+    """A weight file's tensors, mapped from the disk. A pickle may hold nothing but tensors."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -328,25 +332,8 @@ def _tower_weights(source: Path, tower: Path | None) -> Tensors:
     }
 
 
-def _with_new_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
-    """`[V, width]` → `[rows, width]`; the new rows are the mean of the old ones."""
-    mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-    return torch.cat([table, mean.expand(rows - len(table), -1)])
-
-
-def _part_name(number: int) -> str:
-    return f"part-{number:05d}.safetensors"
-
-
-def _save(tensors: Tensors, folder: Path, number: int) -> dict[str, list[int]]:
-    """Returns the shapes by key."""
-    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(whole, folder / _part_name(number), {"format": "pt"})
-    return {key: list(tensor.shape) for key, tensor in whole.items()}
-
-
 def _check_complete(source: Path, config: Any, found: dict[str, list[int]]) -> None:
-    """transformers would fill what is missing with random numbers."""
+    """Refuses missing, unknown and misshapen weights: transformers would fill gaps with random numbers."""
     from transformers import LlavaForConditionalGeneration
 
     with torch.device("meta"):
@@ -356,7 +343,7 @@ def _check_complete(source: Path, config: Any, found: dict[str, list[int]]) -> N
     if wrong:
         raise UserError(
             f"{source}: {len(wrong)} weights do not fit config.json, e.g. {wrong[0]}: "
-            f"{found.get(wrong[0], 'missing')} where {wanted.get(wrong[0], 'none')} is needed"
+            f"its shape is {found.get(wrong[0], 'missing')}, the model's {wanted.get(wrong[0], 'missing')}"
         )
 
 

@@ -1,8 +1,7 @@
 """From text to the token sequences that are probed and trained on.
 
 Each sequence is tokenised whole, as the model's own processor does it; the image's placeholder is then
-repeated for its patches, which gives the processor's tokens exactly. The tokenizer is called with many texts
-at a time, which it works on in parallel.
+repeated for its patches, which gives exactly the processor's tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from plast_train.data.questions import Record
 from plast_train.data.token_tree import Key, TokenSequence
 from plast_train.lvlm.families import ChatFormat
 
-BATCH = 256  # records whose texts are tokenised at a time
+# Records whose texts are tokenised at a time: the tokenizer works on the texts of a call in parallel.
+BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class _Text:
 
 @dataclass(frozen=True)
 class Prompter:
-    """Writes prompts for one model. `languages` are the config's, in order; `image_tokens` is the number of
-    tokens an image takes."""
+    """Writes prompts for one model. `languages` are the config's, in order; an image takes
+    `num_image_tokens` tokens, each of which is `image_token` in the text."""
 
     tokenizer: Any
     chat: ChatFormat
     image_token: int
-    image_tokens: int
+    num_image_tokens: int
     languages: tuple[str, ...]
 
     def probes(self, records: Sequence[Record], numbers: Iterable[int]) -> Iterator[list[TokenSequence]]:
@@ -75,17 +75,17 @@ class Prompter:
             for number in numbers
         )
 
-    def prompts(self, asked: Iterable[tuple[Key, str, str | None]]) -> list[TokenSequence]:
-        """For each key, whole prompt and image (or None) its sequence, read at the last prompt position. Its
-        `question` is everything after the chat's opening."""
+    def prompts(self, requests: Iterable[tuple[Key, str, str | None]]) -> list[TokenSequence]:
+        """The sequence of each key, whole prompt and image (or None). Its `question` is everything after the
+        chat's opening."""
         texts = [
             [_Text(key, prompt, "", (len(self.chat.opening(image is not None)), len(prompt)), image)]
-            for key, prompt, image in asked
+            for key, prompt, image in requests
         ]
         return [sequence for group in self._tokenised(iter(texts)) for sequence in group]
 
     def _text(self, key: Key, instruction: str, record: Record, reply: str, image: str | None) -> _Text:
-        """`instruction` has the question's place as `{question}`."""
+        """`instruction` contains `{question}`, which the record's question replaces."""
         question = record.questions[self.languages[key.language]]
         before, _, after = instruction.partition("{question}")
         prompt = self.chat.prompt(before + question + after, image is not None)
@@ -103,15 +103,12 @@ class Prompter:
         start, stop = text.question
         # Special tokens without text (BOS) have the offsets (0, 0), which overlap nothing.
         inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
-        labels = sum(a >= len(text.prompt) for a, _ in offsets) if text.reply else 0
-        tokens, first = self._expand_image(ids, inside[0])
+        num_labels = sum(a >= len(text.prompt) for a, _ in offsets) if text.reply else 0
+        first = inside[0]
+        if self.image_token in ids:
+            at, count = ids.index(self.image_token), self.num_image_tokens
+            ids = ids[:at] + [self.image_token] * count + ids[at + 1 :]
+            if first > at:
+                first += count - 1
         span = (first, first + inside[-1] + 1 - inside[0])
-        return TokenSequence.of(text.key, tokens, span, labels, text.image)
-
-    def _expand_image(self, ids: list[int], position: int) -> tuple[list[int], int]:
-        """The ids with the placeholder repeated, and where `position` has moved to."""
-        if self.image_token not in ids:
-            return ids, position
-        at = ids.index(self.image_token)
-        moved = position + self.image_tokens - 1 if position > at else position
-        return ids[:at] + [self.image_token] * self.image_tokens + ids[at + 1 :], moved
+        return TokenSequence.of(text.key, ids, span, num_labels, text.image)

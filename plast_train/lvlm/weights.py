@@ -1,4 +1,4 @@
-"""A model folder's weights on disk: where each tensor lies, and reading single decoder layers.
+"""A model folder's weights on disk: where each tensor lies, and loading single decoder layers.
 
 The format: 8 bytes of header length, a JSON header with dtype, shape and byte range of each tensor, the
 data (https://huggingface.co/docs/safetensors).
@@ -25,7 +25,7 @@ from plast_train.runtime.distributed import Ranks
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a safetensors file: its bytes are `start` to `stop`, counted from the file's begin."""
+    """A tensor of a safetensors file: its bytes are `start` to `stop`, from the beginning of the file."""
 
     file: Path
     key: str
@@ -70,12 +70,12 @@ def put_weights(
         with torch.no_grad(), _whole(parameter, partitioned):
             if ranks.is_first:
                 parameter.copy_(weights[name])
-            if not partitioned:
+            if not partitioned:  # GatheredParameters has shared a partitioned one
                 ranks.share(parameter.data)
 
 
 def _whole(parameter: torch.nn.Parameter, partitioned: bool) -> Any:
-    """Within it the parameter is whole; what rank 0 writes into it reaches every rank's part."""
+    """A block in which the parameter is whole; what rank 0 writes into it reaches every rank's part."""
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned)
@@ -83,22 +83,22 @@ def _whole(parameter: torch.nn.Parameter, partitioned: bool) -> Any:
 
 def disk_tensors(folder: Path, names: Collection[str]) -> dict[str, StoredTensor]:
     """Where parameters (by their name in `model.named_parameters()`) are stored. Those of the vision tower
-    cannot be asked for: nothing trains them.
+    are refused: nothing trains them.
 
     Names on disk differ from the model's in what precedes `layers.` (`language_model.model.layers.0…` for
-    `model.language_model.layers.0…`, depending on who wrote the folder). The one prefix under which the
-    folder has all of the decoder's outside the vision tower is found, so nothing depends on a version's
-    renaming; so is the one place of each tensor of the projector or the head.
+    `model.language_model.layers.0…`, depending on the version that wrote the folder). Instead of following
+    each version's renaming this looks for the one prefix under which the folder has all the decoder's names
+    outside the vision tower, and likewise for each tensor of the projector or the head.
 
     Raises:
-        UserError: none or several such prefixes or places.
+        UserError: none or several such prefixes.
     """
     config = folder / "config.json"
     family = family_of(read_object(config), str(config))
     decoder, vision = family.decoder_path + ".", family.vision_path.rpartition(".")[2]
     towers = [name for name in names if name.startswith(family.vision_path + ".")]
     if towers:
-        raise ValueError(f"{towers[0]}: is of the vision tower, which is never trained")
+        raise ValueError(f"{towers[0]} belongs to the vision tower, which is never trained")
     stored = {
         tensor.key: tensor
         for file in model_files(folder)
@@ -107,32 +107,27 @@ def disk_tensors(folder: Path, names: Collection[str]) -> dict[str, StoredTensor
     }
     inner = [name.removeprefix(decoder) for name in names if name.startswith(decoder)]
     prefix = _prefix_of(folder, stored, inner) if inner else ""
-    return {
-        name: stored[prefix + name.removeprefix(decoder)]
-        if name.startswith(decoder)
-        else _only_place(folder, stored, name.removeprefix("model."))
-        for name in names
-    }
+    found = {}
+    for name in names:
+        if name.startswith(decoder):
+            found[name] = stored[prefix + name.removeprefix(decoder)]
+        else:
+            tail = name.removeprefix("model.")
+            found[name] = stored[_prefix_of(folder, stored, [tail]) + tail]
+    return found
 
 
-def _prefix_of(folder: Path, stored: Mapping[str, StoredTensor], inner: Sequence[str]) -> str:
-    """What precedes the decoder's own names in the folder's keys."""
-    first = inner[0]
+def _prefix_of(folder: Path, stored: Mapping[str, StoredTensor], tails: Sequence[str]) -> str:
+    """The one prefix with which the folder has all of `tails` as keys."""
+    first = tails[0]
     prefixes = [
         prefix
         for prefix in (key.removesuffix(first) for key in stored if ("." + key).endswith("." + first))
-        if all(prefix + rest in stored for rest in inner)
+        if all(prefix + tail in stored for tail in tails)
     ]
     if len(prefixes) != 1:
-        raise UserError(f"{folder}: {len(prefixes)} places in the weights hold '{first}'; one was expected")
+        raise UserError(f"{folder}: {len(prefixes)} places in the weights hold '{first}'; there must be one")
     return prefixes[0]
-
-
-def _only_place(folder: Path, stored: Mapping[str, StoredTensor], tail: str) -> StoredTensor:
-    places = [key for key in stored if ("." + key).endswith("." + tail)]
-    if len(places) != 1:
-        raise UserError(f"{folder}: {len(places)} places in the weights hold '{tail}'; one was expected")
-    return stored[places[0]]
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ def cuda_version() -> str | None:
 
 def has_bfloat16() -> bool:
     """Whether the GPU computes in bfloat16 itself; torch's own answer counts a slow emulation too."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def nccl_version() -> str | None:

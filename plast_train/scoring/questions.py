@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -16,8 +15,7 @@ from plast_train.errors import UserError
 from plast_train.lvlm.families import ChatFormat
 from plast_train.lvlm.loading import Lvlm
 from plast_train.lvlm.prompts import Prompter
-from plast_train.tasks.benchmarks import Benchmark, Item
-from plast_train.tasks.prompts import multiple_choice_text, open_text
+from plast_train.tasks.benchmark import Benchmark, Item
 
 Key = tuple[str, str, int]  # benchmark, language, index
 
@@ -62,12 +60,7 @@ def questions_of(
     questions = []
     for benchmark in benchmarks:
         for item in benchmark.items:
-            if benchmark.task == "choice":
-                language = benchmark.language if localised else None
-                text = multiple_choice_text(item.question, item.options, item.hint, language)
-            else:
-                answered_in = "en" if benchmark.task == "english answer" else benchmark.language
-                text = open_text(item.question, benchmark.language, answered_in)
+            text = benchmark.format.ask(item, benchmark.language, localised)
             prompt = chat.prompt(text, with_image=item.image_bytes is not None)
             questions.append(Question(benchmark, item, prompt))
     return questions
@@ -132,14 +125,9 @@ def check_prompts(
 ) -> None:
     """What can be known of the prompts before ranks start; `positions` is the decoder's longest sequence.
 
-    Raises UserError for two files of one benchmark and language, an image placeholder in a text, a prompt
-    that is too long, and option letters without a token.
+    Raises UserError for an image placeholder in a text, a prompt that is too long, and option letters without
+    a token.
     """
-    seen: dict[tuple[str, str], Path] = {}
-    for benchmark in benchmarks:
-        other = seen.setdefault((benchmark.name, benchmark.language), benchmark.path)
-        if other is not benchmark.path:
-            raise UserError(f"{benchmark.path}: same benchmark and language as {other}; rename or remove one")
     questions = questions_of(benchmarks, prompter.chat, localised)
     letter_tokens(prompter, questions)
     placeholder = _placeholder(prompter)
@@ -159,7 +147,7 @@ def prompt_lengths(questions: Sequence[Question], prompter: Prompter) -> list[in
     if not questions:  # tokenizers refuse an empty list
         return []
     encoded = prompter.tokenizer([question.prompt for question in questions]).input_ids
-    image = prompter.image_tokens - 1  # beside its placeholder
+    image = prompter.num_image_tokens - 1  # beside its placeholder
     return [len(ids) + image * q.has_image for q, ids in zip(questions, encoded, strict=True)]
 
 
@@ -174,7 +162,7 @@ def model_inputs(lvlm: Lvlm, prompter: Prompter, batch: Batch) -> dict[str, torc
     Padded on the left, so that every row goes on from its last position.
     """
     placeholder = _placeholder(prompter)
-    texts = [q.prompt.replace(placeholder, placeholder * prompter.image_tokens) for q in batch]
+    texts = [q.prompt.replace(placeholder, placeholder * prompter.num_image_tokens) for q in batch]
     encoded = prompter.tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
     inputs = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
     images = [question.item.image for question in batch if question.has_image]

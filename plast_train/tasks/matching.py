@@ -3,8 +3,8 @@
 Multiple choice, which option a reply names: two public versions of one rule.
 Both read the reply word by word for an option letter, then for an option's text. They are VLMEvalKit's
 `can_infer` as two code bases published it: Parrot (2024), which the published numbers of the multilingual
-benchmarks rest on, and VLMEvalKit (2026), which is stricter about where the letter stands. Written anew
-from what the rules answer; `tests/test_matching.py` holds them to 2,276 recorded answers of each.
+benchmarks rest on, and VLMEvalKit (2026), which is stricter about where the letter may be. Reimplemented
+from the rules' answers; `tests/unit/tasks/test_matching.py` compares 2,276 recorded answers of each.
 
 Open questions, whether a reply is one of the right texts: xGQA's exact match without case and punctuation
 (arXiv 2109.06082), MaXM's exact match (arXiv 2209.05401), here of texts in Unicode's composed form.
@@ -15,12 +15,15 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from plast_train.tasks.benchmark import Item
 
 Rule = Literal["parrot2024", "vlmevalkit2026"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 OpenRule = Literal["xgqa", "maxm"]
+_OPEN_RULES: tuple[OpenRule, ...] = get_args(OpenRule)
 
 REFUSAL = "Z"  # the letter both rules give to a reply that declines to answer
 
@@ -36,6 +39,21 @@ _LAST_WORDS = 4
 # The public rule knows four letters here, ignores case and asks for no word boundary after the letter:
 # "the answer is a cat" is A. Kept, because being that rule is its purpose.
 _ANSWER_IS = re.compile(r"(?:correct\s+)?answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+
+
+def match_choice(item: Item, reply: str) -> dict[str, str | None]:
+    """Rule → the letter that the reply names; `evaluate.matching` chooses the rule that counts."""
+    return {rule: match_reply(reply, item.options, rule) for rule in RULES}
+
+
+def match_english_answer(item: Item, reply: str) -> dict[str, str | None]:
+    """Rule → the answer that the reply is, xGQA's rule first: those benchmarks are scored by it."""
+    return {rule: match_open(reply, item.answers, rule) for rule in _OPEN_RULES}
+
+
+def match_local_answer(item: Item, reply: str) -> dict[str, str | None]:
+    """Rule → the answer that the reply is, MaXM's rule first: those benchmarks are scored by it."""
+    return {rule: match_open(reply, item.answers, rule) for rule in reversed(_OPEN_RULES)}
 
 
 def match_reply(reply: str, options: Mapping[str, str], rule: Rule = "parrot2024") -> str | None:
@@ -72,19 +90,9 @@ def _text_in(reply: str, options: Mapping[str, str], rule: Rule) -> str | None:
     return letters[0] if len(letters) == 1 else None
 
 
-def rules_of(task: str) -> tuple[Any, ...]:
-    """The rules that replies to a benchmark of this task are matched by, the one it is scored by first; for
-    multiple choice that is `evaluate.matching`."""
-    open_rules: dict[str, tuple[OpenRule, ...]] = {
-        "english answer": ("xgqa", "maxm"),
-        "answer": ("maxm", "xgqa"),
-    }
-    return open_rules.get(task, RULES)
-
-
 def match_open(reply: str, answers: Sequence[str], rule: OpenRule) -> str | None:
-    """The first of the right answers that the reply is, by the rule; None where it is none of them, or where
-    nothing is left of it to compare."""
+    """The first of the right answers that equals the reply by the rule; None where none does, or where
+    nothing is left of the reply to compare."""
     form = _folded if rule == "xgqa" else _composed
     said = form(reply)
     return next((answer for answer in answers if said and form(answer) == said), None)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from plast_train.data.languages import language_name
 from plast_train.errors import UserError
+from plast_train.tasks.benchmark import Item
 
 _CJK_IDEOGRAPH = re.compile("[\u4e00-\u9fff]")
 
@@ -22,6 +23,18 @@ INSTRUCTIONS = {
     "ru": "Ответьте сразу буквой правильного варианта из предложенных.",
     "sw": "Jibu moja kwa moja kwa herufi ya jibu sahihi kati ya machaguo yaliyotolewa.",
 }
+
+
+def ask_choice(item: Item, language: str, localised: bool) -> str:
+    return multiple_choice_text(item.question, item.options, item.hint, language if localised else None)
+
+
+def ask_english_answer(item: Item, language: str, _localised: bool) -> str:
+    return open_text(item.question, language, "en")
+
+
+def ask_local_answer(item: Item, language: str, _localised: bool) -> str:
+    return open_text(item.question, language, language)
 
 
 def multiple_choice_text(

@@ -20,7 +20,7 @@ from plast_train.data.sampling import TrainingPlan, plan_training
 from plast_train.data.token_tree import Key, TokenSequence
 from plast_train.run_folder import RunFolder, publish_text, sha256_of
 from plast_train.stages import inputs_of, is_done, settings_of
-from plast_train.tasks.benchmark_hashes import benchmark_hashes
+from plast_train.tasks.registry import benchmark_hashes
 from plast_train.training.train import _digest
 
 BASE = {"fingerprint": "f"}

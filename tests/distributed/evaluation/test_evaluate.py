@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from support.paths import ROOT
 from transformers import AutoProcessor
 
-from plast_train.config import ModelConfig
+from plast_train.config import EvaluateConfig, ModelConfig
 from plast_train.errors import Interrupted, UserError
-from plast_train.evaluation.evaluate import evaluate
+from plast_train.evaluation.answering import answer_benchmarks
 from plast_train.evaluation.predictions import key_of, publish_results, read_parts
 from plast_train.lvlm.forward import forward_ready
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
@@ -36,8 +36,9 @@ from plast_train.scoring.questions import (
     plan_batches,
     questions_of,
 )
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark
+from plast_train.tasks.benchmark import Benchmark
 from plast_train.tasks.matching import match_reply
+from plast_train.tasks.registry import read_benchmark
 from plast_train.tiny.architecture import TinySizes
 from plast_train.tiny.base import make_tiny
 
@@ -49,7 +50,7 @@ ZERO3 = {
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
 FILES = ("mmbench_style_ar.tsv", "mmmb_style_cn.tsv", "mmmb_style_en.tsv")
-SETTINGS = {"weights": "random"}
+CONFIG = EvaluateConfig(batch_size=BATCH_SIZE, max_new_tokens=NEW_TOKENS)
 
 
 def load(folder: Path, zero3: dict[str, Any] | None = None) -> Lvlm:
@@ -118,17 +119,11 @@ def answer(
     benchmarks: list[Benchmark],
     parts: Path,
     ranks: Ranks,
-    settings: Any = SETTINGS,
+    weights: str = "random",
     **fields: Any,
 ) -> dict[Any, dict[str, Any]]:
-    evaluate(
-        lvlm,
-        benchmarks,
-        parts=parts,
-        settings=settings,
-        ranks=ranks,
-        **{"name": "base", "batch_size": BATCH_SIZE, "max_new_tokens": NEW_TOKENS, "synced": False, **fields},
-    )
+    settings = {"name": "base", "synced": False, **fields}
+    answer_benchmarks(lvlm, benchmarks, CONFIG, weights=weights, parts=parts, ranks=ranks, **settings)
     return by_key(parts)
 
 
@@ -261,7 +256,7 @@ def test_answers_of_other_settings_are_not_kept(
 ) -> None:
     parts = tmp_path / "base"
     with pytest.raises(Interrupted):
-        answer(lvlm, benchmarks, parts, one_of(batches=3), settings={"weights": "others"})
+        answer(lvlm, benchmarks, parts, one_of(batches=3), weights="others")
     with pytest.raises(Interrupted, match="0 of 65"):
         answer(lvlm, benchmarks, parts, one_of(batches=0))
     assert by_key(parts) == {}
@@ -371,11 +366,6 @@ def test_prompts_are_checked_before_ranks_start(lvlm: Lvlm, benchmarks: list[Ben
     check_prompts(benchmarks, prompter, longest + 16, 16)
     with pytest.raises(UserError, match=rf"index \d+: {longest} tokens of prompt and 17 of reply exceed"):
         check_prompts(benchmarks, prompter, longest + 16, 17)
-    again = replace(benchmarks[0], path=Path("other_ar.tsv"))
-    with pytest.raises(
-        UserError, match=r"other_ar.tsv: same benchmark and language as .*mmbench_style_ar.tsv"
-    ):
-        check_prompts([*benchmarks, again], prompter, 2048, 16)
     item = replace(benchmarks[0].items[3], hint="<image>")
     with pytest.raises(UserError, match=rf"index {item.index}: the text contains '<image>'; remove it"):
         check_prompts([replace(benchmarks[0], items=[item])], prompter, 2048, 16)
@@ -423,15 +413,14 @@ def main(folder: Path, shared: Path, out: Path) -> None:
     benchmarks = read_benchmarks(shared)
     assert all(weight.numel() == 0 for weight in lvlm.model.parameters()), "weights are not partitioned"
     with forward_ready(lvlm.model, ZERO3):
-        evaluate(
+        answer_benchmarks(
             lvlm,
             benchmarks,
+            CONFIG,
             name="base",
+            weights="random",
             parts=out / "base",
-            settings=SETTINGS,
             ranks=ranks,
-            batch_size=BATCH_SIZE,
-            max_new_tokens=NEW_TOKENS,
             synced=True,
         )
 

@@ -18,13 +18,12 @@ import pytest
 import torch
 from support.paths import ROOT
 
-from plast_train.config import ModelConfig
-from plast_train.evaluation.answering import CLOSE
-from plast_train.evaluation.evaluate import evaluate
+from plast_train.config import EvaluateConfig, ModelConfig
+from plast_train.evaluation.answering import NEAR_TIE, answer_benchmarks
 from plast_train.evaluation.predictions import key_of, read_parts
 from plast_train.lvlm.loading import describe_base, load_lvlm, resolve_base
 from plast_train.runtime.distributed import end_ranks, start_ranks
-from plast_train.tasks.benchmarks import read_benchmarks
+from plast_train.tasks.registry import read_benchmarks
 
 # Real launches for every number of ranks and batch size: minutes.
 pytestmark = pytest.mark.slow
@@ -81,7 +80,7 @@ def test_replies_do_not_depend_on_ranks_and_batch_size(answers: dict[Any, dict[A
             if record["option_logits"]:
                 gaps = [abs(record["option_logits"][x] - other["option_logits"][x]) for x in other["options"]]
                 moved = max(moved, *gaps)
-    assert moved < CLOSE / 4  # what makes the promise hold: batching moves logits by far less
+    assert moved < NEAR_TIE / 4  # what makes the promise hold: batching moves logits by far less
 
 
 def test_the_same_batches_give_the_same_logits_on_any_ranks(answers: dict[Any, dict[Any, Any]]) -> None:
@@ -97,15 +96,14 @@ def main(open_questions: Path, shared: Path, out: Path) -> None:
     tables = [folder / f"mmmb_style_{language}.tsv" for language in LANGUAGES]
     benchmarks = read_benchmarks([*tables, open_questions], shared / "data")
     for size in BATCH_SIZES:
-        evaluate(
+        answer_benchmarks(
             lvlm,
             benchmarks,
+            EvaluateConfig(batch_size=size, max_new_tokens=8),
             name="tiny",
+            weights="",
             parts=out / str(size),
-            settings={},
             ranks=ranks,
-            batch_size=size,
-            max_new_tokens=8,
             synced=False,
         )
 

@@ -113,7 +113,7 @@ def test_a_dead_launcher_of_another_machine_is_followed(
     with only_launcher(run):
         assert time.monotonic() - began >= lock.SECONDS_TO_WATCH
         assert Owner.me().is_same(read_owner(run))
-    assert "process 4711 on n7, job 99, which worked there, is dead" in capsys.readouterr().err
+    assert "process 4711 on n7, job 99, which held it, is dead" in capsys.readouterr().err
 
 
 def test_a_lock_that_a_lost_machine_left_on_the_server_is_gone_round(run: RunFolder) -> None:

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.stages import STAGES
-from plast_train.tasks.benchmarks import read_benchmark
 from plast_train.tasks.prompts import multiple_choice_text
+from plast_train.tasks.registry import read_benchmark
 
 XGQA = ["en", "de", "pt", "ru", "zh", "ko", "bn", "id"]
 SHORT = ["probe.records=24", "train.max_steps=4", "train.global_batch=16", "train.validation_records=6"]

@@ -16,7 +16,9 @@ from plast_train.analysis.stability import rank_correlation
 from plast_train.config import ModelConfig
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
-from plast_train.tasks.benchmarks import Benchmark, Item, read_benchmark
+from plast_train.tasks.benchmark import Benchmark, Item
+from plast_train.tasks.registry import read_benchmark
+from plast_train.tasks.vlmevalkit_table import FORMAT
 from plast_train.tiny.scenes import Scene, draw_scene
 from plast_train.tiny.world import png
 
@@ -57,7 +59,7 @@ def benchmarks() -> list[Benchmark]:
             )
             for number, scene in enumerate(scenes(10))
         ]
-        made.append(Benchmark(Path(f"b_{language}.tsv"), "b", language, items))
+        made.append(Benchmark(Path(f"b_{language}.tsv"), "b", language, items, FORMAT))
     del made[1].items[8]
     return made
 
@@ -84,7 +86,7 @@ def alone(model: torch.nn.Module, lvlm: Lvlm, items: OptionItems) -> dict[int, i
         lines = "".join(f"\n{letter}. {text}" for letter, text in item.options.items())
         ask = "\nAnswer with the option's letter from the given choices directly."
         prompt = LLAVA_CHAT.prompt(item.question + lines + ask, True)
-        patches = prompt.replace("<image>", "<image>" * lvlm.image_tokens)
+        patches = prompt.replace("<image>", "<image>" * lvlm.prompter(["en"]).num_image_tokens)
         tokens = lvlm.tokenizer(patches, return_tensors="pt").input_ids
         pixels = lvlm.pixel_values([item.image])
         with torch.no_grad():

@@ -13,10 +13,8 @@ from support.html_reader import Page
 
 from launcher.cli import main
 from plast_train.comparison.outcomes import read_answers
-from plast_train.comparison.page import write_comparison
-from plast_train.comparison.plan import STAGES, Entry, first_entries, run_name
-from plast_train.comparison.publish import compare_runs, publish_ablation
-from plast_train.comparison.variants import Variant
+from plast_train.comparison.publish import compare_runs, publish_ablation, write_comparison
+from plast_train.comparison.variants import STAGES, Entry, Variant, first_entries, run_name
 from plast_train.config import Config, dump_config, load_config
 from plast_train.errors import UserError
 from plast_train.run_folder import RunFolder, sha256_of

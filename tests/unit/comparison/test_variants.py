@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launcher.commands import ablate
-from plast_train.comparison.plan import first_entries, plan_entries
 from plast_train.comparison.sharing import share
 from plast_train.comparison.variants import (
     Variant,
+    first_entries,
     other_variants,
+    plan_entries,
     selected_variant,
     variant_config,
     wanted,

@@ -1,4 +1,4 @@
-"""What is told of the data before a run, and which sequences are refused."""
+"""What is reported about the data before a run, and which sequences are refused."""
 
 from __future__ import annotations
 

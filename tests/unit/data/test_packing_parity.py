@@ -34,7 +34,7 @@ def lvlm(tiny_folder: Path) -> Lvlm:
     )
     tokenizer, images = load_text_side(tiny_folder, False)
     config = read_json(tiny_folder / "config.json")
-    return Lvlm(model.eval(), tokenizer, images, family_of(config, ""), 0, tiny_folder, "")
+    return Lvlm(model.eval(), tokenizer, images, family_of(config, ""), tiny_folder, "")
 
 
 @pytest.fixture(scope="module")

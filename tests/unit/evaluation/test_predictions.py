@@ -11,7 +11,8 @@ import pytest
 from plast_train.config import EvaluateConfig
 from plast_train.evaluation.predictions import answers_depend_on, append_part, open_parts, read_parts
 from plast_train.scoring.questions import Question
-from plast_train.tasks.benchmarks import Benchmark, Item
+from plast_train.tasks.benchmark import Benchmark, Item
+from plast_train.tasks.vlmevalkit_table import FORMAT
 
 
 def record(index: int, digest: str) -> dict[str, Any]:
@@ -46,7 +47,7 @@ ITEM = Item(
 
 def digest_of(prompt: str = "Which? A B", **changes: Any) -> str:
     item = replace(ITEM, **changes)
-    return Question(Benchmark(Path("quiz_en.tsv"), "quiz", "en", [item]), item, prompt).digest
+    return Question(Benchmark(Path("quiz_en.tsv"), "quiz", "en", [item], FORMAT), item, prompt).digest
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from support.html_reader import Page
 
 from plast_train.config import Config, dump_config
 from plast_train.figures.plots import plot_layers
-from plast_train.report.accuracy import Result, _replies
-from plast_train.report.examples import _thumbnail
+from plast_train.report.accuracy import has_only_answers
+from plast_train.report.examples import thumbnail
 from plast_train.report.report import write_report
+from plast_train.report.results import Result
 from plast_train.run_folder import RunFolder
 from plast_train.scoring.accuracies import MEAN
 
@@ -313,12 +314,20 @@ def test_shares_of_replies_that_are_no_answers(run):
         {"reply_languages": {"und": 0.99, "ar": 0.01}},
     ],
 )
-def test_every_reply_is_an_answer_only_where_none_is_not(told, tmp_path):
+def test_every_reply_is_an_answer_only_where_none_is_not(told):
     own = scores(0.5) | {"reply_languages": {"und": 0.6, "pt": 0.4}}
     cells = {"pt": {"n": 10_000, "base": own, "plast": own | told}}
-    (tmp_path / "report").mkdir()
-    html = _replies(Result("quiz", cells, RULE, {}), RunFolder(tmp_path))
-    assert ("Every reply is an answer" in html) == (not told) == ("<table" not in html)
+    assert has_only_answers(Result("quiz", cells, RULE, {})) == (not told)
+
+
+def test_a_sentence_instead_of_the_table_where_every_reply_is_an_answer(run, tmp_path):
+    other = copy_of(run, tmp_path)
+    own = scores(0.5) | {"reply_languages": {"und": 0.6, "pt": 0.4}}
+    other.results.write_text(json.dumps({"quiz": {"pt": {"n": 40, "base": own, "plast": own}}}))
+    write_report(plain_config(), other)
+    page = read(other)
+    assert "Every reply is an answer" in page.text and "quiz, replies in %" not in page.text
+    assert read_csv(other, "replies-quiz")[1] == ["pt", *["0.0"] * 6, "", ""]
 
 
 def test_failures_to_look_for_are_said_first(page):
@@ -353,8 +362,8 @@ def test_texts_carry_their_language_and_direction(page):
 
 
 def test_thumbnails_are_small():
-    assert _thumbnail(png("red", 64))[1] == "image/png"
-    content, kind = _thumbnail(png("red", 2000))
+    assert thumbnail(png("red", 64))[1] == "image/png"
+    content, kind = thumbnail(png("red", 2000))
     assert kind == "image/jpeg"
     assert max(Image.open(io.BytesIO(content)).size) <= 168
 

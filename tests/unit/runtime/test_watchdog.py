@@ -136,9 +136,7 @@ def test_a_hang_names_those_that_did_not_wait(tmp_path: Path) -> None:
     found = outcome(tmp_path, *hang)
     assert (found.kind, found.rank, found.stage) == ("hang", 2, "train")
     assert "rank 2 at training/loop.py:2 in f; the others wait" in found.message
-    mismatch = outcome(
-        tmp_path, *(Failure(n, "hang", "no rank made progress", None, True, str(n)) for n in range(4))
-    )
+    mismatch = outcome(tmp_path, *(Failure(n, "hang", "no progress", None, True, str(n)) for n in range(4)))
     assert mismatch.rank is None
     assert "all ranks wait for each other" in mismatch.message
 

@@ -12,13 +12,14 @@ from support.recompute_scores import RULES, recompute
 
 from launcher.model_table import model_table
 from launcher.table import benchmark_table
-from plast_train.evaluation.answering import Answer, record_of
+from plast_train.evaluation.answering import record_of
 from plast_train.evaluation.predictions import append_part, open_parts, publish_results
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.scoring.comparisons import compare
 from plast_train.scoring.questions import questions_of
 from plast_train.scoring.scores import scores
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark, read_benchmarks
+from plast_train.tasks.benchmark import Benchmark
+from plast_train.tasks.registry import read_benchmark, read_benchmarks
 
 FILES = [f"{style}_style_{language}.tsv" for style in ("mmmb", "mmbench") for language in ("en", "pt", "cn")]
 
@@ -32,12 +33,12 @@ def made_up(benchmark: Benchmark, model: str, skill: float, seed: int) -> list[d
         if not item.options:
             said = item.answer if rng.random() < skill else "dog"
             reply = rng.choice([said, f"{said.upper()}.", "", "?", item.question])
-            records.append({"model": model, **record_of(question, Answer(reply, None, close=False))})
+            records.append({"model": model, **record_of(question, reply, None)})
             continue
         letter = item.answer if rng.random() < skill else rng.choice(list(item.options))
         reply = rng.choice([letter, letter, f"{letter}. {item.options[letter]}", "", "A or B", item.question])
         logits = {x: rng.random() + (x == letter) * rng.random() for x in item.options}
-        records.append({"model": model, **record_of(question, Answer(reply, logits, close=False))})
+        records.append({"model": model, **record_of(question, reply, logits)})
     return records
 
 
@@ -238,7 +239,7 @@ def test_open_questions_have_no_option_logits(tmp_path: Path) -> None:
     (question,) = questions_of(benchmarks, LLAVA_CHAT)
     for model, reply in (("base", ""), ("plast", "le rouge")):
         open_parts(tmp_path / "parts" / model, {}, {})
-        made = {"model": model, **record_of(question, Answer(reply, None, close=False))}
+        made = {"model": model, **record_of(question, reply, None)}
         append_part(tmp_path / "parts" / model, 0, [made])
     cells = publish_results(tmp_path, benchmarks, ["base", "plast"])["maxm"]
     assert cells["fr"]["base"]["generated"] == {"maxm": 0.0, "xgqa": 0.0}

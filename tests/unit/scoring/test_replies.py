@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from plast_train.scoring.replies import repeats_question, reply_language
-from plast_train.tasks.matching import match_open, rules_of
+from plast_train.tasks.benchmark import Item
+from plast_train.tasks.matching import match_open
+from plast_train.tasks.parallel_questions import ENGLISH_ANSWERS, LOCAL_ANSWERS
 from plast_train.tasks.prompts import open_text
 
 
@@ -105,4 +107,9 @@ def test_open_questions_are_asked_for_the_answers_language() -> None:
     assert open_text("Q?", "en", "en") == "Q?\nAnswer the question using a single word or phrase."
     assert open_text("Q?", "pt", "en").endswith("word or phrase in English.")
     assert open_text("Q?", "pt", "pt").endswith("word or phrase in Portuguese.")
-    assert rules_of("english answer")[0] == "xgqa" and rules_of("answer")[0] == "maxm"
+
+
+def test_open_questions_are_scored_by_their_benchmarks_rule() -> None:
+    item = Item(0, "Q?", "", {}, "white", "", "", None, None, answers=("white",))
+    assert list(ENGLISH_ANSWERS.match(item, "White.").items()) == [("xgqa", "white"), ("maxm", None)]
+    assert list(LOCAL_ANSWERS.match(item, "White.").items()) == [("maxm", None), ("xgqa", "white")]

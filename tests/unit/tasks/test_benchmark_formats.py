@@ -15,12 +15,14 @@ import pytest
 
 from launcher.cli import main
 from plast_train.errors import UserError
-from plast_train.evaluation.answering import Answer, record_of
+from plast_train.evaluation.answering import record_of
 from plast_train.lvlm.families import LLAVA_CHAT
 from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import questions_of
 from plast_train.scoring.scores import results
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark, read_benchmarks
+from plast_train.tasks.benchmark import Benchmark
+from plast_train.tasks.parallel_questions import ENGLISH_ANSWERS, LOCAL_ANSWERS
+from plast_train.tasks.registry import read_benchmark, read_benchmarks
 from plast_train.tasks.tables import read_tsv
 
 FILES = ["mmmb_style_en", "mmbench_style_cn"]
@@ -68,7 +70,7 @@ def made_up(benchmark: Benchmark) -> list[dict[str, Any]]:
                 question.item.index % 4
             ]
             logits = {x: float((ord(x) * prime + question.item.index) % 17) for x in letters}
-            records.append({"model": model, **record_of(question, Answer(reply, logits, close=False))})
+            records.append({"model": model, **record_of(question, reply, logits)})
     return records
 
 
@@ -216,7 +218,8 @@ def test_real_xgqa(shared: Path) -> None:
     found = read_benchmarks([shared / "data" / "xgqa.jsonl"])
     assert [benchmark.language for benchmark in found] == ["en", "de", "pt", "ru", "id", "bn", "ko", "zh"]
     for benchmark in found:
-        assert (benchmark.name, benchmark.task, len(benchmark.items)) == ("xgqa", "english answer", 1490)
+        assert (benchmark.name, len(benchmark.items)) == ("xgqa", 1490)
+        assert benchmark.format is ENGLISH_ANSWERS
         assert benchmark.items[2].answers == ("white",)
         assert benchmark.items[2].image_bytes is None
 
@@ -226,7 +229,7 @@ def test_answers_in_each_language(shared: Path, tmp_path: Path) -> None:
     line = {"id": "1", "image": "a.jpg", "questions": {"fr": "Où ?", "th": "ที่ไหน"}}
     path = parallel(tmp_path, {**line, "answers": {"fr": ["ici", "là"], "th": ["ที่นี่"]}}, name="maxm.jsonl")
     french, thai = read_benchmarks([path])
-    assert french.task == thai.task == "answer"
+    assert french.format is thai.format is LOCAL_ANSWERS
     assert (french.items[0].answer, french.items[0].answers) == ("ici", ("ici", "là"))
     assert french.items[0].image_bytes is thai.items[0].image_bytes is not None
 
@@ -286,7 +289,7 @@ def test_defects_of_tables(shared: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"empty_en: neither a folder of save_to_disk nor one with .parquet"):
         read_benchmark(tmp_path / "empty_en")
     (tmp_path / "small_en.csv").write_text("index,question\n")
-    with pytest.raises(UserError, match=r"small_en.csv: of no known benchmark format; give NAME_"):
+    with pytest.raises(UserError, match=r"small_en.csv: unknown benchmark format; give NAME_"):
         read_benchmark(tmp_path / "small_en.csv")
 
 

@@ -1,4 +1,4 @@
-"""Benchmark files: the real ones read right, and every defect named with file, line, value and mend."""
+"""Benchmark files: the real ones read right, and every defect named with file, line, value and fix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from plast_train.errors import UserError
-from plast_train.tasks.benchmarks import Benchmark, read_benchmark
+from plast_train.tasks.benchmark import Benchmark
+from plast_train.tasks.registry import read_benchmark
 
 HEADER = ["index", "question", "hint", *"ABCD", "answer", "category", "l2-category", "image", "split"]
 

@@ -1,38 +1,50 @@
 """M3Exam's multiple-choice lists (arXiv 2306.05179): `[{"question_text", "background_description": […],
 "options": ["(1) …", …], "answer_text": "2", "subject_category", …}, …]`.
 
-An image stands in the texts as `(image)[image-7.jpg]`, a file beside the list or below
-`evaluate.image_root`. The models here take one image, so a question with several is refused.
+The texts name an image as `(image)[image-7.jpg]`, a file beside the list or below `evaluate.image_root`.
+The models here take one image, so a question with several is refused.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from plast_train.errors import UserError
-from plast_train.tasks.benchmarks import Item, check_characters
-from plast_train.tasks.item_images import image_of_file
-from plast_train.tasks.multiple_choice import check_choice
+from plast_train.tasks.benchmark import (
+    Benchmark,
+    Format,
+    Item,
+    check_characters,
+    check_choice,
+    image_of_file,
+    name_and_language,
+)
+from plast_train.tasks.matching import match_choice
+from plast_train.tasks.prompts import ask_choice
 
-IMAGE = re.compile(r"\(image\)\[([^\]]*)\]")
+_IMAGE = re.compile(r"\(image\)\[([^\]]*)\]")
 # An option's own label: `(1) …`, `A. …`, `(B) …`.
 _LABEL = re.compile(r"\s*(?:\((?P<round>\w{1,2})\)|(?P<dot>\w{1,2})[.)])\s*(?P<text>.*)", re.DOTALL)
 _FIELDS = {"question_text": str, "options": list, "answer_text": str}
 
 
-def read_exam(path: Path, image_root: Path) -> list[Item]:
-    """Raises UserError, with entry, value and mend, for the first thing that is wrong with the list."""
+def _read(path: Path, image_root: Path) -> list[Benchmark]:
+    name, language = name_and_language(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); give a whole M3Exam list") from None
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: no list of questions; give a whole M3Exam list")
-    return [_item(f"{path}, entry {number}", number, each, image_root) for number, each in enumerate(entries)]
+        raise UserError(f"{path}: not a list of questions; give a whole M3Exam list")
+    items = [
+        _item(f"{path}, entry {number}", number, entry, image_root) for number, entry in enumerate(entries)
+    ]
+    return [Benchmark(path, name, language, items, FORMAT)]
 
 
 def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
@@ -43,7 +55,12 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
     hint = "\n".join([background] if isinstance(background, str) else map(str, background)).strip()
     question, answer = entry["question_text"], entry["answer_text"]
     labelled = [_labelled(str(option)) for option in entry["options"] if option != "nan"]
-    image = _one_image(where, [hint, question, *(text for _, text in labelled)])
+    images = [name for text in (hint, question, *(t for _, t in labelled)) for name in _IMAGE.findall(text)]
+    if len(images) > 1:
+        raise UserError(
+            f"{where}: {len(images)} images ({', '.join(images)[:80]}); the models evaluated here take one, "
+            "so take the entry out"
+        )
     lettered = dict(zip(ascii_uppercase, labelled, strict=False))
     options = {letter: _without_image(text) for letter, (_, text) in lettered.items()}
     filled = {letter: text for letter, text in options.items() if text}
@@ -58,21 +75,11 @@ def _item(where: str, number: int, entry: Any, image_root: Path) -> Item:
         answer=right,
         category=str(entry.get("subject_category") or ""),
         l2_category=str(entry.get("subject") or ""),
-        image_bytes=None if image is None else image_of_file(where, image, image_root),
+        image_bytes=image_of_file(where, images[0], image_root) if images else None,
         group=None,
     )
     check_characters(where, item)
     return item
-
-
-def _one_image(where: str, texts: list[str]) -> str | None:
-    images = [name for text in texts for name in IMAGE.findall(text)]
-    if len(images) > 1:
-        raise UserError(
-            f"{where}: {len(images)} images ({', '.join(images)[:80]}); the models evaluated here take one, "
-            "so take the entry out"
-        )
-    return images[0] if images else None
 
 
 def _labelled(option: str) -> tuple[str, str]:
@@ -82,4 +89,32 @@ def _labelled(option: str) -> tuple[str, str]:
 
 
 def _without_image(text: str) -> str:
-    return IMAGE.sub("", text).strip()
+    return _IMAGE.sub("", text).strip()
+
+
+def _image_names(path: Path) -> Iterator[str]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError):
+        return
+    waiting = [tree]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield from _IMAGE.findall(value)
+        elif isinstance(value, list | dict):
+            waiting += value.values() if isinstance(value, dict) else value
+
+
+def _recognises(path: Path) -> bool:
+    return path.suffix == ".json"
+
+
+FORMAT = Format(
+    files="NAME_LANGUAGE.json (an M3Exam list)",
+    recognises=_recognises,
+    read=_read,
+    image_names=_image_names,
+    ask=ask_choice,
+    match=match_choice,
+)

@@ -1,9 +1,9 @@
-"""The lines of a comparison: what one or several runs (one a seed) did to each benchmark and language."""
+"""What one or several runs (one a seed) changed in each benchmark and language, with intervals and p."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
@@ -19,14 +19,16 @@ from plast_train.scoring.significance import differing_units, holm, interval, mc
 
 @dataclass(frozen=True)
 class Change:
-    """Accuracies of one benchmark in one language, or their mean over the others than English: fractions.
+    """Accuracies of one benchmark in one language, or their mean over the languages that are not English, as
+    fractions of 1.
 
-    `trained` is the mean over the runs, `change` its difference to `base`; `interval` is 95 % over questions,
-    with the runs' answers averaged; `by_run` holds each run's own change, in the order of the seeds.
+    `trained` is the mean over the runs, `change` its difference from `base`. `interval` is the 95 % interval
+    of the change over questions, with the runs' answers averaged. `by_run` holds each run's own change, in
+    the order of the seeds.
 
-    `p` is McNemar's exact one, `p_holm` that of a language corrected over the languages. There is none where
-    several runs are averaged: the test counts single answers, and those of several seeds to one question are
-    not independent. `p_by_run` then has that of each run alone, not corrected.
+    `p` is McNemar's exact p, `p_holm` that of a language corrected over the languages (Holm). Neither exists
+    where several runs are averaged: the test counts single answers, and the answers of several seeds to one
+    question are not independent. `p_by_run` then has each run's own p, not corrected.
     """
 
     base: float
@@ -48,10 +50,11 @@ class Change:
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that what is computed of it can be cached
 class Group:
-    """A line of the comparison: runs that differ in their seed alone. Without any, `note` says why."""
+    """A line of the comparison: runs that differ in their seed alone. `description` is for the tables;
+    `note` says what is special, e.g. why there is no run."""
 
     name: str
-    shows: str
+    description: str
     outcomes: tuple[Outcome, ...]
     note: str = ""
 
@@ -67,7 +70,7 @@ class Group:
 
 @cache  # an interval of thousands of units takes seconds; table, CSV and figure each ask for it
 def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
-    """Of the group's runs against their base: by language, English first, and last the mean of the others,
+    """The group's runs against their base: language → change, English first and last the mean of the others,
     where there are any."""
     answers = [outcome.answers[benchmark][way] for outcome in group.outcomes]
     base, trained = np.stack([a.base for a in answers]), np.stack([a.trained for a in answers])
@@ -81,13 +84,14 @@ def changes(group: Group, benchmark: str, way: str) -> dict[str, Change]:
 
 @cache
 def differences(first: Group, group: Group, benchmark: str, way: str) -> dict[str, Change]:
-    """How much better `group` is than `first`, by the same labels; `base` is then the accuracy of `first`.
-    `p_by_run` is against the run of `first` with the same seed."""
+    """How much better `group` is than `first`, with the keys of `changes`; `base` is then the accuracy of
+    `first`. `p_by_run` is against the run of `first` with the same seed."""
     theirs, ours = (
         [(outcome.seed, outcome.answers[benchmark][way].trained) for outcome in g.outcomes]
         for g in (first, group)
     )
     before, after = (np.stack([trained for _, trained in own]) for own in (theirs, ours))
+    # The groups may have different numbers of seeds: every run is compared with the mean of the first group.
     before = np.broadcast_to(before.mean(axis=0), after.shape)
     labels, tested = _labels(first.outcomes[0].answers[benchmark][way]), len(theirs) == len(ours) == 1
     found = _compared(before, after, labels, tested)
@@ -100,14 +104,14 @@ def differences(first: Group, group: Group, benchmark: str, way: str) -> dict[st
 def by_way(
     compared: Callable[[Group, str, str], dict[str, Change]], group: Group, benchmark: str
 ) -> dict[str, dict[str, Change]]:
-    """Way of scoring → `compared`, e.g. `changes`; open questions have generated answers alone."""
+    """Way of scoring → what `compared`, e.g. `changes`, returns; open questions have no option logits."""
     return {
         way: compared(group, benchmark, way) for way in WAYS if way in group.outcomes[0].answers[benchmark]
     }
 
 
 def formatting(ways: Mapping[str, Mapping[str, Change]]) -> list[str]:
-    """Of `changes` by way, the labels whose gain shows in generated answers alone."""
+    """The keys of `changes` whose gain shows in generated answers alone; `ways` is from `by_way`."""
     generated, logits = (ways.get(way, {}) for way in WAYS)
     return [label for label in logits if is_formatting(generated[label].low, logits[label].low)]
 
@@ -155,7 +159,7 @@ def _with_p_by_run(
     after: Sequence[Floats],
     labels: Mapping[str, list[int]],
 ) -> dict[str, Change]:
-    """NaN for a run that has nothing to be held against."""
+    """Adds each run's own p; NaN for a run without a counterpart of the same seed."""
     tests = [{} if b is None else _tests(a - b, labels) for b, a in zip(before, after, strict=True)]
     return {
         label: replace(change, p_by_run=tuple(own[label][0] if own else math.nan for own in tests))
@@ -164,6 +168,7 @@ def _with_p_by_run(
 
 
 def _as_published(change: Change, published: Mapping[str, Any]) -> Change:
+    """With the interval and p of the run's own evaluation, so that no two pages show different numbers."""
     low, high, p, p_holm = (published.get(key) for key in ("low", "high", "p", "p_holm"))
     if low is not None and high is not None:
         change = replace(change, interval=(low, high))
@@ -171,56 +176,5 @@ def _as_published(change: Change, published: Mapping[str, Any]) -> Change:
 
 
 def benchmarks_of(groups: Sequence[Group]) -> list[str]:
+    """The names of all benchmarks that any of the runs has answered."""
     return sorted({name for group in groups for outcome in group.outcomes for name in outcome.answers})
-
-
-def records_of(groups: Sequence[Group]) -> Iterator[dict[str, Any]]:
-    """One flat record for each line, benchmark, way of scoring and language: what the CSV holds. Accuracies
-    in %, changes in points; `seed_min` and `seed_max` are the least and largest change over the seeds; `p`
-    and `p_holm` are as in `Change`, and so is `p_seeds`, its `p_by_run`; `formatting` is `yes` where a gain
-    shows in generated answers alone. Differences are from the first group that has a run."""
-    first = next((group for group in groups if group.outcomes), groups[0])
-    for group in groups:
-        facts = _facts(group)
-        if not group.outcomes:
-            yield facts
-            continue
-        for benchmark in benchmarks_of(groups):
-            ways = by_way(changes, group, benchmark)
-            only_form = formatting(ways)
-            for way, found in ways.items():
-                against = differences(first, group, benchmark, way)
-                for language, change in found.items():
-                    named = {"benchmark": benchmark, "score": way, "language": language}
-                    numbers = _numbers(change, "") | _numbers(against[language], f"_from_{first.name}")
-                    mark = "yes" if way == WAYS[0] and language in only_form else ""
-                    yield facts | named | numbers | {"formatting": mark}
-
-
-def _facts(group: Group) -> dict[str, Any]:
-    facts: dict[str, Any] = {"name": group.name, "what": group.shows, "note": group.note}
-    if not group.outcomes:
-        return facts
-    one = group.outcomes[0]
-    return facts | {
-        "runs": len(group.outcomes),
-        "method": one.method,
-        "modules": one.modules,
-        "layers": group.layers,
-        "trained_parameters": round(group.mean("trained_parameters")),
-        "trained_percent": 100 * group.mean("trained_share"),
-        "steps": one.steps,
-        "training_seconds": group.mean("seconds"),
-        "peak_memory_gb": max(o.peak_memory for o in group.outcomes) / 1e9,
-    }
-
-
-def _numbers(change: Change, suffix: str) -> dict[str, Any]:
-    low, high = change.interval or (float("nan"), float("nan"))
-    numbers = {"change": change.change, "low": low, "high": high}
-    numbers |= {"seed_min": min(change.by_run), "seed_max": max(change.by_run)}
-    shown: dict[str, Any] = {f"{key}{suffix}": 100 * value for key, value in numbers.items()}
-    shown |= {f"p{suffix}": change.p, f"p_holm{suffix}": change.p_holm}
-    if change.p_by_run:
-        shown |= {f"p_seeds{suffix}": change.p_by_run}
-    return shown if suffix else {"base": 100 * change.base, "trained": 100 * change.trained} | shown

@@ -1,4 +1,4 @@
-"""Multiple-choice tables → checked items.
+"""Multiple-choice tables: TSV files, Parquet files or Hugging Face folders in VLMEvalKit's or CVQA's columns.
 
 VLMEvalKit's columns: `index, question, A, B, …, answer, image`, and where there are any `hint, category,
 l2-category`; other columns are passed over. `image` is base64 (or, in a data set, an image), or the index of
@@ -11,17 +11,32 @@ CVQA's columns (arXiv 2406.05967): `Question, Options` (a list), `Label` (the ri
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, TypeGuard
 
+from PIL import Image
+
+from plast_train.data.images import IMAGE_FORMATS
 from plast_train.errors import UserError
-from plast_train.tasks.benchmarks import Item, check_characters
-from plast_train.tasks.item_images import image_of_base64, verified_image
-from plast_train.tasks.tables import COLUMNS, Row, require_columns
+from plast_train.tasks.benchmark import (
+    Benchmark,
+    Format,
+    Item,
+    check_characters,
+    check_choice,
+    name_and_language,
+)
+from plast_train.tasks.matching import match_choice
+from plast_train.tasks.prompts import ask_choice
+from plast_train.tasks.tables import COLUMNS, Row, read_table, read_tsv, require_columns
 
 CIRCULAR_STEP = 10**6  # between the indices of one question's rows, in VLMEvalKit's files
 _CVQA = ("Question", "Options", "Label", "image")
@@ -35,8 +50,13 @@ class _Numbered:
     cells: dict[str, Any]
 
 
-def read_multiple_choice(path: Path, rows: list[Row]) -> list[Item]:
-    """Raises UserError, with row, value and mend, for the first thing that is wrong with the table."""
+def _read(path: Path, _image_root: Path) -> list[Benchmark]:
+    name, language = name_and_language(path)
+    items = _items(path, read_tsv(path) if path.suffix == ".tsv" else read_table(path))
+    return [Benchmark(path, name, language, items, FORMAT)]
+
+
+def _items(path: Path, rows: list[Row]) -> list[Item]:
     if rows and "Options" in rows[0].cells:
         require_columns(path, rows, _CVQA)
         rows = [_of_cvqa(number, row) for number, row in enumerate(rows)]
@@ -48,7 +68,7 @@ def read_multiple_choice(path: Path, rows: list[Row]) -> list[Item]:
     if circular:
         _check_groups(numbered, items)
         return items
-    return with_pairs(items)
+    return _with_pairs(items)
 
 
 def _of_cvqa(number: int, row: Row) -> Row:
@@ -105,11 +125,7 @@ def _images(rows: Sequence[_Numbered]) -> dict[int, bytes]:
                 )
             cell = cells[holder]
         if cell not in verified:
-            verified[cell] = (
-                verified_image(row.where, cell, f"of {len(cell)} bytes")
-                if isinstance(cell, bytes)
-                else image_of_base64(row.where, cell)
-            )
+            verified[cell] = _verified_image(row.where, cell)
         images[row.index] = verified[cell]
     return images
 
@@ -125,6 +141,27 @@ def _image_cell(row: _Numbered) -> str | bytes:
             "the row out"
         )
     return cell.strip() if isinstance(cell, str) else cell
+
+
+def _verified_image(where: str, cell: str | bytes) -> bytes:
+    """The image file that a cell holds, as bytes or base64; decoded once, so that it will not fail later."""
+    data, shown = cell, f"of {len(cell)} bytes"
+    if isinstance(data, str):
+        shown = repr(data[:20])
+        try:
+            data = base64.b64decode(data, validate=True)
+        except binascii.Error as error:
+            raise UserError(f"{where}: image {shown}… is not base64 ({error}); encode it again") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).load()
+    except Exception as error:  # Pillow raises many kinds on broken data, each of them the file's fault
+        raise UserError(
+            f"{where}: image {shown}… cannot be decoded ({error}); "
+            "replace it by a whole PNG or JPEG of usual size"
+        ) from error
+    return data
 
 
 def _is_index(cell: str | bytes) -> TypeGuard[str]:
@@ -152,24 +189,6 @@ def _item(row: _Numbered, image: bytes, circular: bool) -> Item:
     return item
 
 
-def check_choice(
-    where: str, question: str, letters: Sequence[str], options: Mapping[str, str], answer: str
-) -> None:
-    """Raises UserError for an empty question, fewer than two options, an answer that is none of them."""
-    if not question.strip():
-        raise UserError(f"{where}: the question is empty; write it or remove the row")
-    if len(options) < 2:
-        raise UserError(
-            f"{where}: fewer than two of the options {', '.join(letters)} have "
-            "a text; fill in the others or remove the row"
-        )
-    if answer.strip() not in options:
-        raise UserError(
-            f"{where}: answer {answer.strip()!r} is not among the options "
-            f"{', '.join(options)}; name one of them, or fill its cell"
-        )
-
-
 def _check_groups(rows: Sequence[_Numbered], items: Sequence[Item]) -> None:
     """A question of n options has n rows, one per rotation: fewer would make it easier than the others."""
     groups: dict[int, dict[int, tuple[_Numbered, Item]]] = defaultdict(dict)
@@ -190,7 +209,7 @@ def _check_groups(rows: Sequence[_Numbered], items: Sequence[Item]) -> None:
             )
 
 
-def with_pairs(items: Sequence[Item]) -> list[Item]:
+def _with_pairs(items: Sequence[Item]) -> list[Item]:
     """Marks yes/no questions that belong together: about the same image, with the same two options, of which
     one question has the first right and the other the second (as in MME and MMMB)."""
     waiting: dict[tuple[bytes | None, frozenset[str]], list[int]] = defaultdict(list)
@@ -207,3 +226,24 @@ def with_pairs(items: Sequence[Item]) -> list[Item]:
             same.remove(other)
             pairs[other] = pairs[at] = min(items[other].index, item.index)
     return [replace(item, pair=pairs.get(at)) for at, item in enumerate(items)]
+
+
+def _recognises(path: Path) -> bool:
+    return path.is_dir() or path.suffix in (".tsv", ".parquet")
+
+
+def _image_names(_path: Path) -> tuple[str, ...]:
+    return ()  # images are inside the table
+
+
+FORMAT = Format(
+    files=(
+        "NAME_LANGUAGE.tsv, NAME_LANGUAGE.parquet or a Hugging Face folder NAME_LANGUAGE (VLMEvalKit's or "
+        "CVQA's columns)"
+    ),
+    recognises=_recognises,
+    read=_read,
+    image_names=_image_names,
+    ask=ask_choice,
+    match=match_choice,
+)
