@@ -110,10 +110,7 @@ MUTANTS: list[Mutant] = [
             "question one token longer": ("if a < stop and b > start", "if a <= stop and b > start"),
             "question begins a token early": ("if a < stop and b > start", "if a < stop and b >= start"),
             "first label is lost": ("sum(a >= len(text.prompt)", "sum(a > len(text.prompt)"),
-            "question moved by the placeholder too": (
-                "image_tokens - 1 if position",
-                "image_tokens if position",
-            ),
+            "question moved by the placeholder too": ("first += count - 1", "first += count"),
             "English is translated to English": (
                 'if language != "en" and language in records',
                 "if language in records",
@@ -123,8 +120,8 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "tokens: question before the image is moved",
         "plast_train/lvlm/prompts.py",
-        "if position > at else position",
-        "if True else position",
+        "if first > at:",
+        "if True:",
         (f"{PARITY}::test_prompts_are_the_processors_own_tokens",),
         equivalent="in every chat format the image comes before the question",
     ),
@@ -363,7 +360,7 @@ MUTANTS: list[Mutant] = [
         "plast_train/tasks",
         (f"{UNIT}/test_inputs.py",),
         {
-            "pictures do not count": ("names = sorted(set(_named_images(path)))", "names: list[str] = []"),
+            "pictures do not count": ("if not names:", "if True:"),
             "folders count": ("enumerate(sorted(values), start=1)", "enumerate(values, start=1)"),
         },
     ),
@@ -405,21 +402,24 @@ MUTANTS: list[Mutant] = [
                 "    model.requires_grad_(False)\n    for parameter in trained",
                 "    for parameter in trained",
             ),
-            "FFN and attention exchanged": (
-                '"ffn": "mlp", "attention": "self_attn"',
-                '"ffn": "self_attn", "attention": "mlp"',
-            ),
             "the vision tower is trained": (
                 "{id(p) for p in model.get_submodule(family.vision_path).parameters()}",
                 "set()",
             ),
             "the projector is always trained": ("if not images:", "if False:"),
-            "one layer too many is allowed": ("0 <= i < len(decoder)", "0 <= i <= len(decoder)"),
+            "one layer too many is allowed": ("0 <= number < len(decoder)", "0 <= number <= len(decoder)"),
             "the head is projector": (
                 "[model.get_submodule(family.vision_path), family.decoder(model), head]",
                 "[model.get_submodule(family.vision_path), family.decoder(model)]",
             ),
         },
+    ),
+    Mutant(
+        "freezing: FFN and attention exchanged",
+        "plast_train/lvlm/families.py",
+        'ffn_path="mlp",\n        attention_path="self_attn",',
+        'ffn_path="self_attn",\n        attention_path="mlp",',
+        (f"{UNIT}/lvlm/test_freezing.py",),
     ),
     *_group(
         "frozen proof",

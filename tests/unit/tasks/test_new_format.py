@@ -12,10 +12,11 @@ from PIL import Image
 from launcher.checks.preflight import check_benchmark_files
 from plast_train.config import load_config, with_values
 from plast_train.errors import UserError
-from plast_train.evaluation.answering import Answer, record_of
+from plast_train.evaluation.answering import record_of
 from plast_train.lvlm.families import LLAVA_CHAT
+from plast_train.scoring.comparisons import compare_all
 from plast_train.scoring.questions import questions_of
-from plast_train.scoring.scores import compare_all, results
+from plast_train.scoring.scores import results
 from plast_train.tasks import registry
 from plast_train.tasks.benchmark import Benchmark, Format, Item, image_of_file, name_and_language
 
@@ -84,7 +85,7 @@ def test_from_file_to_scores(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     questions = questions_of([benchmark], LLAVA_CHAT)
     assert "Riddle (pt): O que é?" in questions[0].prompt and questions[0].has_image
     records = [
-        {"model": model, **record_of(question, Answer(reply, None, close=False))}
+        {"model": model, **record_of(question, reply, None)}
         for model, replies in (("base", ("um rato", "um cão")), ("plast", ("um gato", "o cão")))
         for question, reply in zip(questions, replies, strict=True)
     ]
