@@ -30,7 +30,7 @@ def _group(
 UNIT = "tests/unit"
 TREE = f"{UNIT}/data/test_token_tree.py"
 PARITY = f"{UNIT}/data/test_packing_parity.py"
-TRAINING = "tests/distributed/training/test_training.py"
+
 EVALUATE = "tests/distributed/evaluation/test_evaluate.py"
 
 MUTANTS: list[Mutant] = [
@@ -110,16 +110,20 @@ MUTANTS: list[Mutant] = [
             "question one token longer": ("if a < stop and b > start", "if a <= stop and b > start"),
             "question begins a token early": ("if a < stop and b > start", "if a < stop and b >= start"),
             "first label is lost": ("sum(a >= len(text.prompt)", "sum(a > len(text.prompt)"),
-            "question moved by the placeholder too": (
-                "image_tokens - 1 if position",
-                "image_tokens if position",
-            ),
-            "question before the image is moved": ("if position > at else position", "if True else position"),
+            "question moved by the placeholder too": ("first += count - 1", "first += count"),
             "English is translated to English": (
                 'if language != "en" and language in records',
                 "if language in records",
             ),
         },
+    ),
+    Mutant(
+        "tokens: question before the image is moved",
+        "plast_train/lvlm/prompts.py",
+        "if first > at:",
+        "if True:",
+        (f"{PARITY}::test_prompts_are_the_processors_own_tokens",),
+        equivalent="in every chat format the image comes before the question",
     ),
     *_group(
         "sampling",
@@ -198,7 +202,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "parts",
         "plast_train/activations/collect.py",
-        (f"{UNIT}/neurons/test_counts.py",),
+        (f"{UNIT}/activations/test_parts.py",),
         {
             "counted again in the next part": ("            table.zero_()", "            pass"),
             "every rank adds all parts": ("names[self.rank :: self.world]", "names"),
@@ -356,7 +360,7 @@ MUTANTS: list[Mutant] = [
         "plast_train/tasks",
         (f"{UNIT}/test_inputs.py",),
         {
-            "pictures do not count": ("names = sorted(set(_named_images(path)))", "names: list[str] = []"),
+            "pictures do not count": ("if not names:", "if True:"),
             "folders count": ("enumerate(sorted(values), start=1)", "enumerate(values, start=1)"),
         },
     ),
@@ -398,21 +402,24 @@ MUTANTS: list[Mutant] = [
                 "    model.requires_grad_(False)\n    for parameter in trained",
                 "    for parameter in trained",
             ),
-            "FFN and attention exchanged": (
-                '"ffn": "mlp", "attention": "self_attn"',
-                '"ffn": "self_attn", "attention": "mlp"',
-            ),
             "the vision tower is trained": (
                 "{id(p) for p in model.get_submodule(family.vision_path).parameters()}",
                 "set()",
             ),
             "the projector is always trained": ("if not images:", "if False:"),
-            "one layer too many is allowed": ("0 <= i < len(decoder)", "0 <= i <= len(decoder)"),
+            "one layer too many is allowed": ("0 <= number < len(decoder)", "0 <= number <= len(decoder)"),
             "the head is projector": (
                 "[model.get_submodule(family.vision_path), family.decoder(model), head]",
                 "[model.get_submodule(family.vision_path), family.decoder(model)]",
             ),
         },
+    ),
+    Mutant(
+        "freezing: FFN and attention exchanged",
+        "plast_train/lvlm/families.py",
+        'ffn_path="mlp",\n        attention_path="self_attn",',
+        'ffn_path="self_attn",\n        attention_path="mlp",',
+        (f"{UNIT}/lvlm/test_freezing.py",),
     ),
     *_group(
         "frozen proof",
@@ -436,7 +443,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "learning rate",
         "plast_train/training/engine.py",
-        (f"{TRAINING}::test_learning_rate",),
+        (f"{UNIT}/training/test_engine.py",),
         {
             "begins at 0": ("(step + 1) / warmup", "step / warmup"),
             "linear decay": ("0.5 * (1.0 + math.cos(math.pi * progress))", "(1.0 - progress)"),
@@ -503,11 +510,7 @@ MUTANTS: list[Mutant] = [
     *_group(
         "DeepSpeed",
         "plast_train/runtime/deepspeed_config.py",
-        (
-            f"{TRAINING}::test_contradicting_json_is_refused",
-            f"{TRAINING}::test_auto_and_agreeing_values_are_taken",
-            f"{UNIT}/runtime/test_deepspeed_config.py",
-        ),
+        (f"{UNIT}/runtime/test_deepspeed_config.py",),
         {
             "batch of one rank": (
                 '"train_batch_size": world * micro_steps',
@@ -565,7 +568,7 @@ MUTANTS: list[Mutant] = [
         "plast_train/evaluation",
         "ended.cumsum(1) - ended == 0",
         "ended.cumsum(1) == 0",
-        ("tests/distributed/evaluation/test_evaluate_ranks.py::test_near_ties_before_the_end_of_a_reply",),
+        (f"{UNIT}/evaluation/test_near_ties.py",),
     ),
     *_group(
         "evaluation",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.training_runs import make_config
 
-from plast_train.config import load_config
+from plast_train.config import Config, load_config
 from plast_train.errors import UserError
 
 FILE = "model:\n  path: tiny\ndata:\n  questions: [a.jsonl]\n  languages: [en, pt]\n"
@@ -37,3 +39,18 @@ def test_an_empty_section_that_needs_a_key(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(FILE.replace("  path: tiny\n", ""))
     with pytest.raises(UserError, match=r"line 1: 'model\.path' is missing"):
         load_config(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"method": "lora"}, "needs train.lora_rank"),
+        ({"lora_rank": 4}, "no meaning with train.method 'layers'"),
+        ({"method": "full"}, "add selection.strategy=all"),
+    ],
+)
+def test_contradicting_options_are_refused(train: dict[str, Any], message: str) -> None:
+    tree = make_config().model_dump(mode="json")
+    tree["train"] |= train
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate(tree)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,15 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from support.commands import plast, start_plast, wait_for
 
-from plast_train.activations.collect import _Parts
 from plast_train.data.images import load_image
-from plast_train.data.questions import Record
-from plast_train.data.token_tree import build_tree
-from plast_train.errors import UserError
 from plast_train.lvlm.families import LLAVA_CHAT
-from plast_train.lvlm.prompts import Prompter
-from plast_train.neurons.counts import ActivationCounts
-from plast_train.runtime import late_files
 
 LANGUAGES = ["en", "pt", "zh", "ru"]
 NEAR_ZERO = 1e-5
@@ -162,38 +154,3 @@ def test_a_stopped_collection_goes_on_from_its_parts(
     assert not parts.exists()
     log = (out / "logs" / "rank-0.log").read_text(encoding="utf-8")
     assert "rows-from-000001.safetensors: unreadable" in log
-
-
-def test_sharing_the_prefix_saves_two_thirds_of_the_tokens(shared: Path) -> None:
-    """100 real records in 6 languages, each about an image of 576 tokens as in LLaVA-1.5."""
-    from transformers import LlamaTokenizer
-
-    tokenizer = LlamaTokenizer.from_pretrained(shared / "data" / "tokenizer")
-    tokenizer.add_tokens(["<image>"], special_tokens=True)
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    languages = ["en", "de", "pt", "ru", "id", "zh"]
-    prompter = Prompter(tokenizer, LLAVA_CHAT, image, 576, tuple(languages))
-    lines = (shared / "data" / "xgqa.jsonl").read_text(encoding="utf-8").splitlines()[:100]
-    records = [Record("", json.loads(line)["questions"], "image.png", None, "") for line in lines]
-    trees = [build_tree(group) for group in prompter.probes(records, range(len(records)))]
-    one_by_one = sum(len(s.tokens) for tree in trees for s in tree.sequences)
-    assert one_by_one >= 3 * sum(tree.tokens for tree in trees)
-
-
-def test_a_part_shown_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another machine's: neither counted again nor left out."""
-    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 1.0)
-    counts = ActivationCounts.zeros(1, 1, 1, 4, torch.device("cpu"))
-    parts = _Parts(tmp_path, "this collection", 0, 1)
-    parts.rows = [3, 5]
-    parts.publish(counts)
-    (name,) = parts.published
-    assert parts.published == {name: [3, 5]} and parts.rows == []
-    hidden = (tmp_path / name).rename(tmp_path / "hidden")
-    timer = threading.Timer(0.3, hidden.rename, [tmp_path / name])
-    timer.start()
-    assert parts.rows_of([name]) == {name: [3, 5]}
-    timer.join()
-    (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is not to be seen"):
-        parts.add_to(counts, [name])

@@ -19,7 +19,7 @@ import torch
 from support.paths import ROOT
 
 from plast_train.config import EvaluateConfig, ModelConfig
-from plast_train.evaluation.answering import NEAR_TIE, answer_benchmarks, near_ties
+from plast_train.evaluation.answering import NEAR_TIE, answer_benchmarks
 from plast_train.evaluation.predictions import key_of, read_parts
 from plast_train.lvlm.loading import describe_base, load_lvlm, resolve_base
 from plast_train.runtime.distributed import end_ranks, start_ranks
@@ -86,15 +86,6 @@ def test_replies_do_not_depend_on_ranks_and_batch_size(answers: dict[Any, dict[A
 def test_the_same_batches_give_the_same_logits_on_any_ranks(answers: dict[Any, dict[Any, Any]]) -> None:
     for size in BATCH_SIZES:
         assert answers[1, size] == answers[2, size] == answers[3, size]
-
-
-def test_near_ties_before_the_end_of_a_reply() -> None:
-    """Four questions, three steps; token 9 ends a reply."""
-    clear, near = [0.0, 5.0, 1.0], [0.0, 5.0, 5.0 - NEAR_TIE / 2]
-    steps = [[clear, near, clear, clear], [clear, clear, clear, near], [clear, clear, near, clear]]
-    generated = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 9, 0], [1, 9, 0]])
-    found = near_ties(tuple(map(torch.tensor, steps)), generated, [9])
-    assert found == [False, True, False, True]  # the third's tie comes after its end, the fourth's is its end
 
 
 def main(open_questions: Path, shared: Path, out: Path) -> None:

@@ -306,21 +306,6 @@ def adapted(base: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor]) ->
     return base | merged
 
 
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        ({"method": "lora"}, "needs train.lora_rank"),
-        ({"lora_rank": 4}, "no meaning with train.method 'layers'"),
-        ({"method": "full"}, "add selection.strategy=all"),
-    ],
-)
-def test_contradicting_options_are_refused(train: dict[str, Any], message: str) -> None:
-    tree = make_config().model_dump(mode="json")
-    tree["train"] |= train
-    with pytest.raises(ValueError, match=message):
-        Config.model_validate(tree)
-
-
 @pytest.mark.slow
 def test_checkpoints_hold_the_adapters_alone(runs: SimpleNamespace) -> None:
     shards = (runs.lora3 / "checkpoints" / step_name(STEPS)).glob("*.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -37,10 +36,8 @@ from plast_train.config import Config, ModelConfig
 from plast_train.data.images import load_image
 from plast_train.data.questions import Record
 from plast_train.data.sampling import TrainingPlan, plan_training, split_records
-from plast_train.errors import UserError
 from plast_train.lvlm.freezing import freeze_all_but, trainable_parameters
 from plast_train.lvlm.loading import Lvlm, describe_base, load_lvlm
-from plast_train.runtime.deepspeed_config import load_deepspeed_config
 from plast_train.training.engine import learning_rate
 from plast_train.training.freezing_proof import describe_freezing, frozen_hashes, require_unchanged
 
@@ -323,71 +320,3 @@ def test_changed_settings_train_anew_and_keep_the_old(resumed: SimpleNamespace) 
     assert "train.learning_rate 0.005 → 0.006" in resumed.terminal
     assert (resumed.faster / "checkpoints-before-1" / step_name(10)).is_dir()
     assert [line["step"] for line in metrics(resumed.faster)] == [1, 2]
-
-
-def test_learning_rate() -> None:
-    train = make_config(warmup_fraction=0.1, learning_rate=1.0).train
-    rates = [learning_rate(step, 100, train) for step in range(101)]
-    assert rates[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
-    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and rates[100] == pytest.approx(0.0)
-    assert all(later <= earlier for earlier, later in itertools.pairwise(rates[10:]))
-
-
-CONTRADICTIONS = [
-    ({"train_batch_size": 64}, "train_batch_size is 64, but train.global_batch is 8"),
-    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4"),
-    ({"train_micro_batch_size_per_gpu": 2}, "train_micro_batch_size_per_gpu is 2"),
-    ({"gradient_clipping": 1.0}, "gradient_clipping is 1.0, but train.gradient_clipping is 0.5"),
-    ({"bf16": {"enabled": True}}, "bf16.enabled is true, but model.dtype is float32"),
-    ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow is false"),
-    ({"fp16": {"enabled": True}}, "fp16.enabled is true, but model.dtype is float32"),
-    ({"optimizer": {"type": "Lion"}}, 'optimizer.type is "Lion"'),
-    ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "optimizer.params.lr is 0.0001"),
-    ({"scheduler": {"type": "WarmupLR"}}, 'scheduler is "WarmupLR"'),
-    ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0"),
-    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, 'device is "nvme"'),
-    ({"communication_data_type": "auto"}, 'communication_data_type is "auto"'),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS)
-def test_contradicting_json_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, **change}))
-    with pytest.raises(UserError, match=message.replace("[", r"\[")) as caught:
-        load_deepspeed_config(make_config(deepspeed=str(path)))
-    assert str(path) in str(caught.value)
-
-
-def test_auto_and_agreeing_values_are_taken(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_max_live_parameters": 1e6}
-    optimizer = {
-        "type": "AdamW",
-        "params": {"lr": 5e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": "auto"},
-    }
-    tree = {
-        "zero_optimization": zero,
-        "optimizer": optimizer,
-        "train_batch_size": 8,
-        "bf16": {"enabled": "auto"},
-    }
-    path.write_text(json.dumps(tree))
-    settings = load_deepspeed_config(make_config(deepspeed=str(path)))
-    assert settings["zero_optimization"] == {"stage": 3, "stage3_max_live_parameters": 1e6}
-    assert settings["gradient_clipping"] == 0.5 and settings["bf16"]["enabled"] is False
-    assert "optimizer" not in settings
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("zero22", "did you mean 'zero2'"),
-        ("none.json", "cannot be read"),
-        ("torn.json", "line 1: not valid JSON"),
-    ],
-)
-def test_unreadable_json_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    (tmp_path / "torn.json").write_text('{"zero_optimization": ')
-    with pytest.raises(UserError, match=message):
-        load_deepspeed_config(make_config(deepspeed=str(tmp_path / name) if "." in name else name))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from plast_train.activations.collect import _Parts
+from plast_train.errors import UserError
 from plast_train.neurons.counts import ActivationCounts
 from plast_train.runtime import late_files
 
@@ -46,3 +48,22 @@ def test_a_part_of_another_collection_is_removed(tmp_path: Path, monkeypatch: py
     other.publish(counts_of(1))
     ours = _Parts(tmp_path, "this collection", 0, 1)
     assert ours.rows_of(ours.names()) == {} and ours.names() == []
+
+
+def test_a_part_shown_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine's: neither counted again nor left out."""
+    monkeypatch.setattr(late_files, "SECONDS_TO_SEE", 1.0)
+    counts = ActivationCounts.zeros(1, 1, 1, 4, torch.device("cpu"))
+    parts = _Parts(tmp_path, "this collection", 0, 1)
+    parts.rows = [3, 5]
+    parts.publish(counts)
+    (name,) = parts.published
+    assert parts.published == {name: [3, 5]} and parts.rows == []
+    hidden = (tmp_path / name).rename(tmp_path / "hidden")
+    timer = threading.Timer(0.3, hidden.rename, [tmp_path / name])
+    timer.start()
+    assert parts.rows_of([name]) == {name: [3, 5]}
+    timer.join()
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is not to be seen"):
+        parts.add_to(counts, [name])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 from support.checkpoint_makers import ALONE, IDENTITY, SETTINGS, save
 
-from plast_train.checkpoint import format, resume
+from plast_train.checkpoint import resume
 from plast_train.checkpoint.format import MANIFEST, checkpoints, step_name
 from plast_train.checkpoint.resume import TABLE, Action, Case, judge
 from plast_train.errors import UserError
@@ -143,13 +141,3 @@ def test_failed_twice_here(folder: Path) -> None:
     )
     assert [path.name for path in checkpoints(folder)] == [OLD]
     assert resume.go_back(folder, "") and resume.go_back(folder, "") is None
-
-
-def test_the_launcher_can_ask_without_torch() -> None:
-    program = "import sys; import plast_train.checkpoint.resume; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", program], check=False, cwd=Path(format.__file__).parents[2]
-        ).returncode
-        == 0
-    )

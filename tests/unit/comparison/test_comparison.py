@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.commands import plast
 from support.html_reader import Page
 
+from launcher.cli import main
 from plast_train.comparison.outcomes import read_answers
 from plast_train.comparison.publish import compare_runs, publish_ablation, write_comparison
 from plast_train.comparison.variants import STAGES, Entry, Variant, first_entries, run_name
@@ -217,15 +217,20 @@ def test_runs_that_were_evaluated_differently_are_refused(better: Path, worse: P
             compare_runs([better, worse], None)
 
 
-def test_the_command_prints_the_table(better: Path, worse: Path) -> None:
-    assert "quiz: accuracy" in plast("compare", better, worse).stdout
-    assert "no run folder" in plast("compare", better.parent, fails=True).stderr
+def test_the_command_prints_the_table(better: Path, worse: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(better), str(worse)]) == 0
+    assert "quiz: accuracy" in capsys.readouterr().out
+    assert main(["compare", str(better.parent)]) == 2
+    assert "no run folder" in capsys.readouterr().err
 
 
-def test_the_page_sets_runs_side_by_side(better: Path, tmp_path: Path) -> None:
+def test_the_page_sets_runs_side_by_side(
+    better: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     nasty = make_run(tmp_path / "<script>&", {"en": "0100", "pt": "1100", "zh": "1000"})
     path = tmp_path / "page" / "index.html"
-    assert str(path) in plast("report", better, nasty, "--out", path).stdout
+    assert main(["report", str(better), str(nasty), "--out", str(path)]) == 0
+    assert str(path) in capsys.readouterr().out
     page = Page(path.read_text())
     beside = [address for address in page.addresses if not address.startswith(("#", "data:"))]
     assert beside == ["comparison.svg", "comparison.png"] and "script" not in page.tags

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
-from support.training_runs import LANGUAGES, losses, make_base, make_config, make_run, train_runs
+from support.training_runs import make_config
 
-from plast_train.config import Config, ModelConfig, SamplingConfig
+from plast_train.config import Config, SamplingConfig
 from plast_train.data.mixing import (
     by_difficulty,
     draw_epoch,
@@ -19,10 +15,8 @@ from plast_train.data.mixing import (
     some_of_each_template,
     templates,
 )
-from plast_train.data.questions import Record
-from plast_train.data.sampling import plan_training, split_records
+from plast_train.data.sampling import plan_training
 from plast_train.data.token_tree import Key, TokenSequence
-from plast_train.lvlm.loading import describe_base, load_lvlm
 
 NAMES = ["en", "pt", "sw", "zh"]
 
@@ -66,6 +60,14 @@ def test_the_hardest_or_easiest_pairs_of_each_language_stay(keep_by: str, kept: 
     sampling = SamplingConfig(keep=0.5, keep_by=keep_by)
     found = by_difficulty(pairs, difficulty, sampling)
     assert {s.key for record in found for s in record} == {Key(n, k) for n in kept for k in (1, 2)}
+
+
+def test_the_share_of_few_pairs_is_rounded() -> None:
+    pairs = records({n: [1] for n in range(5)})
+    difficulty = {s.key: float(s.key.record) for record in pairs for s in record}
+    for keep, number in ((0.5, 2), (0.7, 4), (0.35, 2), (0.01, 1)):
+        found = by_difficulty(pairs, difficulty, SamplingConfig(keep=keep, keep_by="hardest"))
+        assert sum(map(len, found)) == number, keep
 
 
 def test_shares_follow_their_definitions() -> None:
@@ -122,55 +124,3 @@ def test_contradicting_options_are_refused(options: dict[str, object], message: 
     tree = make_config().model_dump(mode="json") | {"sampling": options}
     with pytest.raises(ValueError, match=message):
         Config.model_validate(tree)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """The hardest third with unequal shares, on one rank and on two, and once more where it was measured."""
-    folder = tmp_path_factory.mktemp("mixing")
-    base = make_base(folder)
-    tree = make_config(max_steps=6, every_steps=3).model_dump(mode="json")
-    tree["sampling"] = {
-        "keep": 0.34,
-        "keep_by": "hardest",
-        "language_weights": {"pt": 3.0},
-        "per_template": 2,
-    }
-    config = Config.model_validate(tree)
-    one, two = (make_run(folder / name, base, config) for name in ("one", "two"))
-    train_runs(1, [one])
-    train_runs(2, [two])
-    return SimpleNamespace(base=base, one=one, two=two, config=config)
-
-
-@pytest.mark.slow
-def test_samples_do_not_depend_on_the_number_of_ranks(runs: SimpleNamespace) -> None:
-    digests = [
-        json.loads((run / "checkpoints" / "step-00000006" / "manifest.json").read_text())["settings"]["data"]
-        for run in (runs.one, runs.two)
-    ]
-    assert digests[0] == digests[1]
-    one, two = (json.loads((run / "difficulty.json").read_text())["losses"] for run in (runs.one, runs.two))
-    assert one == two  # to the last digit
-    assert float((losses(runs.one) - losses(runs.two)).abs().max()) < 1e-3
-
-
-@pytest.mark.slow
-def test_difficulty_is_the_base_models_loss(runs: SimpleNamespace) -> None:
-    lvlm = load_lvlm(
-        describe_base(runs.base), ModelConfig(path=str(runs.base), dtype="float32"), torch.device("cpu"), None
-    )
-    lines = (Path(runs.one) / "records.jsonl").read_text().splitlines()
-    all_records = [Record(**json.loads(line)) for line in lines]
-    train = runs.config.train
-    numbers, _ = split_records(len(all_records), train.validation_records, runs.config.seed)
-    measured = json.loads((runs.one / "difficulty.json").read_text())["losses"]
-    assert {record for record, _, _ in measured} <= set(numbers)
-    samples = lvlm.prompter(LANGUAGES).translations(all_records, numbers, train)
-    by_key = {s.key: s for record in samples for s in record if s.image is None}
-    checked = [(by_key[Key(r, k)], loss) for r, k, loss in measured if Key(r, k) in by_key][:6]
-    for sequence, loss in checked:
-        logits = lvlm.model(input_ids=torch.tensor([sequence.tokens])).logits[0, -sequence.labels - 1 : -1]
-        labels = torch.tensor(sequence.tokens[-sequence.labels :])
-        assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-4)
-    assert checked

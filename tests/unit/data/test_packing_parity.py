@@ -179,7 +179,9 @@ def test_prompts_are_the_processors_own_tokens(lvlm: Lvlm, records: list[Record]
 
 
 def test_labels_are_the_reply_and_the_end(lvlm: Lvlm, records: list[Record]) -> None:
+    english = LANGUAGES.index("en")
     for group in sequences_of(lvlm, records, training=True):
+        assert {sequence.key.language for sequence in group} == {0, 1, 2} - {english}
         for sequence in group:
             reply = lvlm.tokenizer.decode(sequence.tokens[-sequence.labels :])
             question = records[sequence.key.record].questions["en"]

@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from plast_train.config import Config, SelectionConfig
 from plast_train.errors import UserError
 from plast_train.neurons.statistics import LayerStatistics, layer_statistics
-from plast_train.neurons.strategies import FIXED, MEASURED, layer_table, select_layers
+from plast_train.neurons.strategies import FIXED, MEASURED, candidate_layers, layer_table, select_layers
 from plast_train.run_folder import RunFolder
 from plast_train.selection.select import select
 
@@ -336,3 +336,10 @@ def test_refused_selection_leaves_the_summary_but_no_selection(context):
         select(context.make(strategy="layers", layers=[4]))
     assert context.run.summary.exists()
     assert not context.run.selection.exists()
+
+
+@pytest.mark.parametrize(
+    ("curve", "plateau"), [([0.0, 0.2, 0.5, 0.9], 0.7), ([0.0, 0.2, 0.5, 0.9, 0.6], 0.6), ([0.3], 0.3)]
+)
+def test_the_plateau_is_the_median_of_the_deeper_half(curve, plateau):
+    assert candidate_layers(np.array(curve), 0.0)[1] == pytest.approx(plateau)

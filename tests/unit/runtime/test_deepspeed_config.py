@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.training_runs import make_config as training_config
 
 from plast_train.config import Config
 from plast_train.errors import UserError
@@ -55,3 +56,63 @@ def test_fp32_accumulation_under_zero_1(tmp_path: Path, stage: int, dtype: str, 
             load_deepspeed_config(config(str(path), dtype))
     else:
         load_deepspeed_config(config(str(path), dtype))
+
+
+CONTRADICTIONS = [
+    ({"train_batch_size": 64}, "train_batch_size is 64, but train.global_batch is 8"),
+    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4"),
+    ({"train_micro_batch_size_per_gpu": 2}, "train_micro_batch_size_per_gpu is 2"),
+    ({"gradient_clipping": 1.0}, "gradient_clipping is 1.0, but train.gradient_clipping is 0.5"),
+    ({"bf16": {"enabled": True}}, "bf16.enabled is true, but model.dtype is float32"),
+    ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow is false"),
+    ({"fp16": {"enabled": True}}, "fp16.enabled is true, but model.dtype is float32"),
+    ({"optimizer": {"type": "Lion"}}, 'optimizer.type is "Lion"'),
+    ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "optimizer.params.lr is 0.0001"),
+    ({"scheduler": {"type": "WarmupLR"}}, 'scheduler is "WarmupLR"'),
+    ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0"),
+    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, 'device is "nvme"'),
+    ({"communication_data_type": "auto"}, 'communication_data_type is "auto"'),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CONTRADICTIONS)
+def test_contradicting_json_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, **change}))
+    with pytest.raises(UserError, match=message.replace("[", r"\[")) as caught:
+        load_deepspeed_config(training_config(deepspeed=str(path)))
+    assert str(path) in str(caught.value)
+
+
+def test_auto_and_agreeing_values_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    zero = {"stage": 3, "reduce_bucket_size": "auto", "stage3_max_live_parameters": 1e6}
+    optimizer = {
+        "type": "AdamW",
+        "params": {"lr": 5e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": "auto"},
+    }
+    tree = {
+        "zero_optimization": zero,
+        "optimizer": optimizer,
+        "train_batch_size": 8,
+        "bf16": {"enabled": "auto"},
+    }
+    path.write_text(json.dumps(tree))
+    settings = load_deepspeed_config(training_config(deepspeed=str(path)))
+    assert settings["zero_optimization"] == {"stage": 3, "stage3_max_live_parameters": 1e6}
+    assert settings["gradient_clipping"] == 0.5 and settings["bf16"]["enabled"] is False
+    assert "optimizer" not in settings
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("zero22", "did you mean 'zero2'"),
+        ("none.json", "cannot be read"),
+        ("torn.json", "line 1: not valid JSON"),
+    ],
+)
+def test_unreadable_json_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "torn.json").write_text('{"zero_optimization": ')
+    with pytest.raises(UserError, match=message):
+        load_deepspeed_config(training_config(deepspeed=str(tmp_path / name) if "." in name else name))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plast_train.tasks.matching import RULES, match_reply
+from plast_train.tasks.matching import REFUSAL, RULES, match_reply
 
 FRUIT = {"A": "apple", "B": "banana", "C": "cherry", "D": "date"}
 
@@ -64,3 +64,12 @@ def test_options_are_not_changed() -> None:
     options = {"A": "Apple", "B": "Banana"}
     match_reply("banana", options)
     assert options == {"A": "Apple", "B": "Banana"}
+
+
+def test_particulars_of_the_public_rules() -> None:
+    options = {"A": "dog", "B": "horse"}
+    assert match_reply("The ANSWER IS b, as one can see so very well", options, "vlmevalkit2026") == "B"
+    assert match_reply("the answer is a cat, as one can see so very well", options, "vlmevalkit2026") == "A"
+    for rule in RULES:
+        assert match_reply("Z or rather A", options, rule) == "A"
+        assert match_reply("Z", options, rule) == REFUSAL
