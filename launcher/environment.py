@@ -34,7 +34,7 @@ def describe_environment(num_gpus: int) -> dict[str, Any]:
 
     The GPUs are examined by another process: CUDA, once initialized, holds some of their memory.
     """
-    from plast_train.runtime.hardware import cuda_version
+    from plast_train.runtime.devices import cuda_version
 
     return {
         "host": platform.node(),
@@ -49,7 +49,7 @@ def describe_environment(num_gpus: int) -> dict[str, Any]:
 
 
 def _gpus_from_other_process() -> Any:
-    code = "import json; from plast_train.runtime import hardware as h; print(json.dumps(h.describe_gpus()))"
+    code = "import json; from plast_train.runtime.devices import describe_gpus as d; print(json.dumps(d()))"
     output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
     return json.loads(output)
 

@@ -1,7 +1,7 @@
 """The typed config tree: a recipe or YAML file, plus `section.key=value` overrides.
 
-Everything a run depends on is here, checked before any rank starts. Unknown keys are refused with the
-nearest right name; a wrong value is named with its file and line.
+Everything a run depends on is here and is checked before any rank starts. An unknown key is refused with the
+nearest known one; a wrong value is reported with its file and line. The descriptions make docs/options.md.
 """
 
 from __future__ import annotations
@@ -24,63 +24,88 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: str = Field(
-        description="Hugging Face or original LLaVA folder, or a hub name; `tiny` is the embedded model"
+        description="the base model: a folder in Hugging Face's or the original LLaVA's layout, a name on "
+        "the hub, or `tiny`, the embedded model"
     )
     dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="precision of weights and activations"
+        "bfloat16", description="precision of the weights that the model computes with"
     )
-    trust_remote_code: bool = Field(False, description="run Python code that the model's folder carries")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; only for models you trust"
+    )
 
 
 class DataConfig(Section):
-    questions: list[str] = Field(min_length=1, description="question files; `LANG=path` pairs files by id")
-    languages: list[str] = Field(min_length=2, description="BCP 47 codes; `en` must be among them")
+    questions: list[str] = Field(
+        min_length=1,
+        description="files of parallel questions, or `hf:NAME` for a Hugging Face dataset; "
+        "`LANG=path` is one language's file, paired with the others by id",
+    )
+    languages: list[str] = Field(
+        min_length=2, description="BCP 47 codes of the languages to compare; `en` must be among them"
+    )
     image_root: str | None = Field(
-        None, description="folder that images are below; default: the question file's folder"
+        None, description="folder that image paths are relative to; default: the question file's folder"
     )
     columns: dict[str, str] = Field(
-        default_factory=dict, description="field: column, for a Hugging Face dataset"
+        default_factory=dict,
+        description="which column of a Hugging Face dataset holds a field, e.g. {answer: label}",
     )
     max_bad_fraction: float = Field(
-        0.0, ge=0.0, lt=1.0, description="share of records with defects up to which they are left out"
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of defective records to leave out; with more the run is refused",
     )
 
 
 class ProbeConfig(Section):
     records: int = Field(
-        300, ge=1, description="records that are probed, drawn with the seed; all if there are fewer"
+        300,
+        ge=1,
+        description="records whose neurons are recorded, drawn with the seed; all if there are fewer",
     )
     position: Literal["last", "text"] = Field(
-        "last", description="read neurons at the last prompt position, or over all question-text positions"
+        "last",
+        description="at which tokens a neuron counts as active: the prompt's last, or the question's text",
     )
-    tokens_per_row: int = Field(4096, ge=64, description="most tokens of a packed row")
+    tokens_per_row: int = Field(
+        4096,
+        ge=64,
+        description="tokens of a packed row while activations are recorded; more needs more memory",
+    )
 
 
 class SelectionConfig(Section):
     strategy: Literal["msd", "layers", "top_k", "random", "shallowest", "middle", "deepest", "all"] = Field(
-        "msd", description="rule that selects the layers"
+        "msd",
+        description="how layers are chosen: by the paper's rule (`msd`), as listed in `layers`, the `k` of "
+        "highest MSD (`top_k`), `k` at random or from one end or the middle, or all",
     )
-    layers: list[int] = Field(default_factory=list, description="with strategy `layers`: 0-based numbers")
+    layers: list[int] = Field(
+        default_factory=list, description="0-based numbers of the layers, with strategy `layers` only"
+    )
     k: int | None = Field(
         None, ge=1, description="number of layers, with `top_k`, `random`, `shallowest`, `middle`, `deepest`"
     )
     threshold: Literal["candidates", "all_layers"] = Field(
-        "candidates", description="layers whose mean MSD is the threshold of `msd`"
+        "candidates", description="with `msd`: the layers whose mean MSD a candidate must exceed"
     )
     reference: Literal["mean", "english"] = Field(
-        "mean", description="what the MSD deviates from: the mean of the languages, or English"
+        "mean", description="what the MSD measures deviations from: the languages' mean, or English"
     )
     overlap: Literal["english", "jaccard"] = Field(
-        "english", description="share of English's active neurons, or the Jaccard index"
+        "english",
+        description="overlap with English: as a share of English's active neurons, or the Jaccard index",
     )
     tolerance: float = Field(
         0.05,
         ge=0.0,
         le=1.0,
-        description="distance from its plateau at which the overlap curve has reached it",
+        description="candidates are the layers before the overlap curve comes this close to its plateau",
     )
     modules: Literal["all", "ffn", "attention"] = Field(
-        "all", description="part of the selected layers that is trained"
+        "all", description="which weights of the selected layers are trained"
     )
 
     @model_validator(mode="after")
@@ -106,32 +131,52 @@ class TrainConfig(Section):
         description="what is trained: the selected layers' weights, LoRA adapters beside their linear "
         "layers, or everything but the vision tower",
     )
-    lora_rank: int | None = Field(None, ge=1, description="with method `lora`: the rank r of Hu et al. 2021")
+    lora_rank: int | None = Field(
+        None, ge=1, description="with method `lora`: rank r of the adapters (Hu et al. 2021)"
+    )
     lora_alpha: float | None = Field(
-        None, gt=0.0, description="with method `lora`: adapters are scaled by alpha / rank; default: 2 × rank"
+        None,
+        gt=0.0,
+        description="with method `lora`: adapters are scaled by alpha / rank; default: twice the rank",
     )
     deepspeed: str = Field("zero2", description="a name in ds_configs/ or the path of a DeepSpeed JSON")
-    epochs: float = Field(1.0, gt=0.0, description="passes over the pairs")
-    max_steps: int | None = Field(None, ge=1, description="number of steps; default: `train.epochs` decides")
-    global_batch: int = Field(128, ge=1, description="question-translation pairs per step")
-    learning_rate: float = Field(2e-5, gt=0.0, description="peak of the cosine schedule")
+    epochs: float = Field(1.0, gt=0.0, description="passes over the training pairs")
+    max_steps: int | None = Field(
+        None, ge=1, description="last step of the training; default: `epochs` decides"
+    )
+    global_batch: int = Field(
+        128, ge=1, description="question-translation pairs per optimizer step, over all ranks"
+    )
+    learning_rate: float = Field(
+        2e-5, gt=0.0, description="highest learning rate, reached after the warm-up; then a cosine to 0"
+    )
     warmup_fraction: float = Field(
-        0.03, ge=0.0, le=1.0, description="share of the steps over which the learning rate rises from 0"
+        0.03, ge=0.0, le=1.0, description="fraction of the steps in which the learning rate rises linearly"
     )
-    weight_decay: float = Field(0.0, ge=0.0, description="of the optimizer, AdamW")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of the optimizer, AdamW")
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW's decoupled weight decay")
+    betas: tuple[Beta, Beta] = Field(
+        (0.9, 0.999), description="AdamW's decay rates of the gradient's mean and of its square's"
+    )
     gradient_clipping: float = Field(
-        1.0, ge=0.0, description="largest norm of a step's gradient; 0 turns clipping off"
+        1.0, ge=0.0, description="gradients of a larger norm are scaled down to it; 0 switches clipping off"
     )
-    tokens_per_row: int = Field(4096, ge=64, description="most tokens of a packed row")
-    image_in_training: bool = Field(True, description="show the model the record's image when it translates")
+    tokens_per_row: int = Field(
+        4096, ge=64, description="tokens of a packed row in training; more needs more memory"
+    )
+    image_in_training: bool = Field(
+        True, description="show the image with the question to translate, where the record has one"
+    )
     instruction: str = Field(
         "Translate the following question from {language} to English. {question}",
-        description="prompt of a training sample; must contain {question}",
+        description="the prompt; {language} and {question} are filled in",
     )
-    recompute: bool = Field(False, description="recompute activations of the layers that carry a gradient")
-    validation_records: int = Field(64, ge=0, description="records held back to measure the loss on")
-    validate_every: int = Field(100, ge=1, description="steps between validation losses")
+    recompute: bool = Field(
+        False, description="save memory by recomputing activations of the layers that carry a gradient"
+    )
+    validation_records: int = Field(
+        64, ge=0, description="records held back from training for the validation loss"
+    )
+    validate_every: int = Field(100, ge=1, description="steps between two validation losses")
 
     @model_validator(mode="after")
     def instruction_has_its_fields(self) -> TrainConfig:
@@ -152,31 +197,34 @@ class TrainConfig(Section):
 
     @property
     def lora_scale(self) -> float:
-        """By what the product of the adapters' two matrices is multiplied: α / r."""
+        """The factor of the adapters' product, α / r; 2 by default."""
         assert self.lora_rank is not None
         return 2.0 if self.lora_alpha is None else self.lora_alpha / self.lora_rank
 
 
 class SamplingConfig(Section):
-    """Which question-translation pairs are trained on, and how often (`data.mixing` says how)."""
+    """Which question-translation pairs are trained on, and how often; see data/mixing.py."""
 
     languages: Literal["as_given", "temperature", "balanced", "overlap"] = Field(
         "as_given",
-        description="shares of the languages: by number of pairs, by their T-th root, equal, or larger for "
-        "those that overlap less with English",
+        description="each language's share of the pairs: as in the data, flattened by `temperature`, equal, "
+        "or larger the less its neurons overlap with English",
     )
     temperature: float | None = Field(
         None, ge=1.0, description="T, with `languages: temperature`: shares follow pairs to the power of 1/T"
     )
     language_weights: dict[str, float] = Field(
-        default_factory=dict, description="language: factor by which its share is multiplied, e.g. {sw: 2}"
+        default_factory=dict, description="factors of the languages' shares, e.g. {sw: 2}"
     )
     per_template: int | None = Field(
-        None, ge=1, description="most records whose English questions differ in single words only"
+        None,
+        ge=1,
+        description="at most this many records whose English questions differ only in single words",
     )
-    keep: float = Field(1.0, gt=0.0, le=1.0, description="share of each language's pairs that is kept")
+    keep: float = Field(1.0, gt=0.0, le=1.0, description="fraction of each language's pairs to train on")
     keep_by: Literal["hardest", "easiest"] | None = Field(
-        None, description="which pairs are kept: those with the highest or lowest loss of the base model"
+        None,
+        description="with `keep` below 1: keep the pairs of highest or of lowest loss under the base model",
     )
 
     @model_validator(mode="after")
@@ -197,25 +245,30 @@ class SamplingConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every_steps: int = Field(100, ge=1, description="steps between checkpoints")
-    every_minutes: float = Field(15.0, gt=0.0, description="most minutes between checkpoints")
-    keep: int = Field(2, ge=1, description="newest checkpoints that are kept")
+    every_steps: int = Field(100, ge=1, description="training steps between two checkpoints")
+    every_minutes: float = Field(
+        15.0, gt=0.0, description="minutes after which a checkpoint is written earlier than that"
+    )
+    keep: int = Field(2, ge=1, description="how many of the newest checkpoints stay on the disk")
 
 
 class EvaluateConfig(Section):
     benchmarks: list[str] = Field(
         default_factory=list,
-        description="benchmark files: NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl",
+        description="files to score the models on: NAME_LANG.tsv, .parquet, .json or a folder; NAME.jsonl",
     )
     image_root: str | None = Field(
-        None, description="folder of the images that benchmark files name; default: the file's folder"
+        None, description="folder that benchmarks' image paths are relative to; default: the file's folder"
     )
     matching: Literal["parrot2024", "vlmevalkit2026"] = Field(
-        "parrot2024", description="rule that matches a reply to an option; both are always computed"
+        "parrot2024",
+        description="rule by which a reply is matched to an option in the tables; both are scored",
     )
-    localised_instruction: bool = Field(False, description="ask for the letter in the benchmark's language")
-    batch_size: int = Field(16, ge=1, description="questions that are answered together")
-    max_new_tokens: int = Field(16, ge=1, description="most tokens of a reply")
+    localised_instruction: bool = Field(
+        False, description="ask for the option's letter in the benchmark's language instead of in English"
+    )
+    batch_size: int = Field(16, ge=1, description="replies that a rank generates at once")
+    max_new_tokens: int = Field(16, ge=1, description="longest reply, in tokens")
 
 
 AnalysisName = Literal["neurons", "stability", "representation", "knockout", "attention"]
@@ -224,39 +277,38 @@ AnalysisName = Literal["neurons", "stability", "representation", "knockout", "at
 class AnalyseConfig(Section):
     analyses: list[AnalysisName] = Field(
         default_factory=lambda: list(get_args(AnalysisName)),
-        description="analyses that are made; an empty list makes none",
+        description="analyses to make; an empty list makes none",
     )
-    records: int = Field(100, ge=2, description="probe records for `stability` and `representation`")
+    records: int = Field(100, ge=2, description="probed records for `stability` and `representation`")
     items: int = Field(
-        100, ge=1, description="questions of each benchmark for `knockout`, the same in each language"
+        100, ge=1, description="items of each benchmark for `knockout`, the same in every language"
     )
-    tokens_per_row: int = Field(
-        4096, ge=64, description="most tokens of a packed row in `stability`, `representation`, `knockout`"
-    )
+    tokens_per_row: int = Field(4096, ge=64, description="tokens of a packed row in these three analyses")
     attention_records: int = Field(
-        8, ge=1, description="records with an image for `attention`, held back from training if there are any"
+        8, ge=1, description="records with an image for `attention`, from those held back if there are any"
     )
     attention_layer: int | None = Field(
-        None, ge=0, description="0-based layer of the pictures; default: the middle one"
+        None, ge=0, description="0-based layer whose attention maps are drawn; default: the middle"
     )
-    pictures: int = Field(4, ge=0, description="attention maps that are drawn")
+    pictures: int = Field(4, ge=0, description="number of attention maps to draw")
     neuron_share: float = Field(
         0.01,
         gt=0.0,
         le=1.0,
-        description="share of all neurons, those of lowest entropy, that `neurons` calls specific",
+        description="fraction of all neurons, those of lowest entropy over languages, that is specific",
     )
     neuron_percentile: float = Field(
         0.95,
         gt=0.0,
         lt=1.0,
-        description="quantile of all activation probabilities that a specific neuron's exceeds",
+        description="quantile of all activation probabilities that a language's own neurons must exceed",
     )
 
-    def map_layer(self, layers: int) -> int:
-        """The layer of the pictures in a decoder of so many: the middle one, if none was asked for. The last
-        one has no attention map."""
-        return min(layers // 2, layers - 2) if self.attention_layer is None else self.attention_layer
+    def map_layer(self, num_layers: int) -> int:
+        """The layer whose maps are drawn; by default the middle one. The last layer has no attention map."""
+        if self.attention_layer is not None:
+            return self.attention_layer
+        return min(num_layers // 2, num_layers - 2)
 
     @model_validator(mode="after")
     def analyses_are_named_once(self) -> AnalyseConfig:
@@ -268,18 +320,21 @@ class AnalyseConfig(Section):
 class AblateConfig(Section):
     """What `plast ablate` runs. Values are given by dotted key, as on the command line."""
 
-    seeds: int = Field(3, ge=1, description="seeds of each variant, from `seed` upwards")
+    seeds: int = Field(
+        3, ge=1, description="number of seeds each variant is trained with, from `seed` upwards"
+    )
     variants: list[str] = Field(
         default_factory=list, description="names of the variants; default: all that apply"
     )
-    every: dict[str, Any] = Field(default_factory=dict, description="{section.key: value} for every run")
+    every: dict[str, Any] = Field(default_factory=dict, description="settings of every run, by section.key")
     only: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="variant: {section.key: value} for the runs of one variant"
+        default_factory=dict,
+        description="settings of single variants' runs, by the variant's name and section.key",
     )
 
 
 class Config(Section):
-    seed: int = Field(0, ge=0, description="seed of every random choice")
+    seed: int = Field(0, ge=0, description="of every random choice: probed records, shuffling, adapters")
     model: ModelConfig
     data: DataConfig
     probe: ProbeConfig = ProbeConfig()
@@ -291,7 +346,7 @@ class Config(Section):
     analyse: AnalyseConfig = AnalyseConfig()
     ablate: AblateConfig = AblateConfig()
     watchdog_minutes: float = Field(
-        30.0, gt=0.0, description="minutes after which a run in which no rank moves is ended"
+        30.0, gt=0.0, description="a run is ended when none of its ranks has made progress for this long"
     )
 
     @model_validator(mode="after")
@@ -327,7 +382,7 @@ class Config(Section):
 
 
 class EvaluationConfig(Section):
-    """What answering benchmarks depends on: the two sections of a config that a model alone needs."""
+    """The two sections of a config that evaluating a model alone depends on."""
 
     model: ModelConfig
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -345,19 +400,20 @@ def override_evaluation(config: EvaluationConfig, overrides: Sequence[str]) -> E
         raise UserError("\n".join(_explain(e, "command line", lines) for e in error.errors())) from None
 
 
-def options(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every option as its dotted key and pydantic's description of it, in the order of the types."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from options(field.annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
 def recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("plast_train") / "recipes"
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def options_of(cls: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Each value's dotted key, e.g. `train.max_steps`, and its pydantic field, section by section."""
+    for name, field in cls.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from options_of(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -369,7 +425,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     source, text = _read(recipe)
     tree, lines = _parse(source, text)
     if any(override.startswith("selection.strategy=") for override in overrides):
-        # The recipe's number of layers, or its layers, belong to the strategy that is replaced.
+        # The recipe's number of layers, or its layers, belong to the strategy that is being replaced.
         for key in ("k", "layers"):
             tree.get("selection", {}).pop(key, None)
     for override in overrides:
@@ -384,7 +440,7 @@ def with_values(config: Config, values: Mapping[str, Any], source: str) -> Confi
     """The config with other values, given by dotted key.
 
     Raises:
-        UserError: unknown key, wrong value or contradiction; `source` says where they come from.
+        UserError: unknown key, wrong value or contradiction; `source` names where the values come from.
     """
     tree = config.model_dump(mode="json")
     for key, value in values.items():
@@ -413,18 +469,16 @@ def _read(recipe: str) -> tuple[str, str]:
         try:
             return str(path), path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); give a recipe name or a YAML file") from None
+            raise UserError(f"{path} cannot be read ({error}); give a recipe name or a YAML file") from None
     if recipe not in recipes():
         hint = nearest(recipe, recipes())
-        raise UserError(
-            f"'{recipe}' is not a recipe{hint} (recipes: {', '.join(recipes())}; or a .yaml file)"
-        )
+        raise UserError(f"unknown recipe '{recipe}'{hint} (recipes: {', '.join(recipes())}; or a .yaml file)")
     text = (resources.files("plast_train") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     return f"recipe {recipe}", text
 
 
 def _parse(source: str, text: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree and, for messages, where each dotted key stands."""
+    """The tree and, for messages, the file and line of each dotted key."""
     try:
         tree = yaml.safe_load(text)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -449,7 +503,7 @@ def _with_sections(tree: dict[str, Any], source: str, lines: dict[str, str]) -> 
     """The tree with `{}` for a section whose keys are all commented out, which YAML reads as null.
 
     Raises:
-        UserError: something else stands where a section belongs.
+        UserError: a value is written where a section belongs.
     """
     sections = [name for name in tree if _keys([name])]
     for name in sections:

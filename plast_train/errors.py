@@ -1,4 +1,4 @@
-"""What a user can fix, as opposed to what we must fix.
+"""What the user can fix, as opposed to defects of the program.
 
 `UserError` ends a run with exit code 2 and nothing but its message; any other exception is a defect of the
 program and ends it with exit code 1 and a traceback.
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Something the user can fix. The message names the file, the line, the value and the fix."""
+    """Something the user can fix. The message names the file, line and value, and says how to fix it."""
 
 
 class Diverged(UserError):

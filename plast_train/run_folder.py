@@ -15,6 +15,8 @@ from typing import Any
 
 from plast_train.errors import UserError
 
+STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -1,4 +1,4 @@
-"""The stages in order, and what each depends on: this decides what is up to date and what must be redone.
+"""What each stage depends on: this decides which stages are done and which must be redone.
 
 Imports no torch, so that the launcher can tell a finished run without starting ranks.
 """
@@ -10,13 +10,11 @@ import json
 from typing import Any
 
 from plast_train.config import Config
-from plast_train.run_folder import RunFolder, sha256_of
+from plast_train.run_folder import STAGES, RunFolder, sha256_of
 from plast_train.tasks.registry import benchmark_hashes
 
-STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
-
-# Dotted config keys whose change changes a stage's result. How a result is computed (ZeRO stage, recompute,
-# checkpoint intervals, batch size of generation) is not among them.
+# Dotted config keys (or whole sections) that a stage's result depends on. How it is computed (ZeRO stage,
+# recompute, checkpoint intervals, batch size of generation) is not among them.
 _SETTINGS: dict[str, tuple[str, ...]] = {
     "collect": ("seed", "model.dtype", "data.languages", "probe.records", "probe.tokens_per_row"),
     "select": ("seed", "probe.position", "selection", "train.method", "train.lora_rank"),
@@ -48,7 +46,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
         "evaluate.max_new_tokens",
         "evaluate.localised_instruction",
     ),
-    # Partitioned weights leave some analyses out, so the DeepSpeed configuration is among these.
+    # With partitioned weights some analyses are left out, so the DeepSpeed configuration is among these.
     "analyse": (
         "seed",
         "model.dtype",
@@ -65,39 +63,32 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 
-# Options that change a stage's inputs: their files are compared by content, whatever their names.
-_INPUT_OPTIONS: dict[str, tuple[str, ...]] = {
-    "base": ("model.path",),
-    "records": ("data.questions", "data.image_root", "data.columns", "data.max_bad_fraction"),
-    "benchmarks": ("evaluate.benchmarks", "evaluate.image_root"),
-}
-_INPUTS: dict[str, tuple[str, ...]] = {
-    "collect": ("base", "records"),
-    "select": (),
-    "train": ("base", "records"),
-    "export": (),
-    "evaluate": ("benchmarks",),
-    "analyse": ("base", "records", "benchmarks"),
-    "report": (),
-}
-
-# Options that no finished stage depends on, and why.
-CHANGES_NO_RESULT: dict[str, str] = {
-    "model.trust_remote_code": "whether the model is loaded at all",
-    "train.recompute": "the same numbers, computed twice to save memory",
-    "train.validate_every": "how often the loss on held-back records is measured",
-    "checkpoint.every_steps": "when the state is saved",
-    "checkpoint.every_minutes": "when the state is saved",
-    "checkpoint.keep": "how much of what was saved is kept",
-    "evaluate.batch_size": "replies do not depend on it: near ties are asked again alone",
-    "ablate.seeds": "which runs an ablation has; each has its own folder",
-    "ablate.variants": "which runs an ablation has; each has its own folder",
-    "ablate.every": "becomes part of the config of every run of an ablation",
-    "ablate.only": "becomes part of the config of a variant's runs",
-    "watchdog_minutes": "when a run that hangs is ended",
+# Why the other options are in no stage's settings. What a stage reads counts by its content, see `inputs_of`.
+_RECORDS = "records.jsonl, whose hash is an input of collect, train and analyse"
+_ABLATION = "each run of plast ablate has a config of its own"
+NOT_IN_A_STAGE = {
+    "model.path": "by its content: the base's hash is an input of collect, train and analyse",
+    "model.trust_remote_code": "decides whether the model loads, not what it computes",
+    "data.questions": f"by its content: it makes {_RECORDS}",
+    "data.image_root": f"by its content: the images' hashes are in {_RECORDS}",
+    "data.columns": f"by its effect on {_RECORDS}",
+    "data.max_bad_fraction": f"by its effect on {_RECORDS}",
+    "train.recompute": "the same numbers with less memory",
+    "train.validate_every": "a measurement that does not influence the training",
+    "checkpoint.every_steps": "training resumes from any step with the same result",
+    "checkpoint.every_minutes": "training resumes from any step with the same result",
+    "checkpoint.keep": "stability measures the checkpoints that exist",
+    "evaluate.benchmarks": "by its content: the benchmarks' hashes are inputs of evaluate and analyse",
+    "evaluate.image_root": "by its content: the benchmarks' hashes include their images",
+    "evaluate.batch_size": "the same replies, more or fewer of them at once",
+    "ablate.seeds": _ABLATION,
+    "ablate.variants": _ABLATION,
+    "ablate.every": _ABLATION,
+    "ablate.only": _ABLATION,
+    "watchdog_minutes": "when a run that hangs is ended, not what it computes",
 }
 
-# The stages whose records are inputs of a stage.
+# Stages whose records are an input of a stage.
 _NEEDS: dict[str, tuple[str, ...]] = {
     "collect": (),
     "select": ("collect",),
@@ -115,24 +106,13 @@ def settings_of(stage: str, config: Config) -> dict[str, Any]:
     return {key: _lookup(tree, key) for key in _SETTINGS[stage]}
 
 
-def stages_redone_by(option: str) -> list[str]:
-    """The stages whose own settings or inputs the option, a dotted key, is among."""
-    return [
-        stage
-        for stage in STAGES
-        if any(option == key or option.startswith(f"{key}.") for key in _SETTINGS[stage])
-        or any(option in _INPUT_OPTIONS[name] for name in _INPUTS[stage])
-    ]
-
-
 def inputs_of(stage: str, config: Config, run: RunFolder, base: dict[str, Any]) -> dict[str, str] | None:
     """Hashes of what the stage reads, images included: records.jsonl holds the hash of each record's image, a
     benchmark's hash covers its images. None while a stage it needs has not finished."""
-    named = _INPUTS[stage]
     inputs: dict[str, str] = {}
-    if "base" in named:
+    if stage in ("collect", "train", "analyse"):
         inputs = {"base": base["fingerprint"], "records": sha256_of(run.records)}
-    if "benchmarks" in named:
+    if stage in ("evaluate", "analyse"):
         inputs |= benchmark_hashes(config.evaluate)
     for needed in _NEEDS[stage]:
         found = record_hash(run, needed)
@@ -173,6 +153,15 @@ def is_current(stage: str, run: RunFolder) -> bool:
 
 def needed_by(stage: str) -> tuple[str, ...]:
     return _NEEDS[stage]
+
+
+def redone_by(option: str) -> list[str]:
+    """The stages whose settings include the option, alone or with its whole section."""
+    return [
+        stage
+        for stage, settings in _SETTINGS.items()
+        if any(option == setting or option.startswith(f"{setting}.") for setting in settings)
+    ]
 
 
 def _lookup(tree: dict[str, Any], key: str) -> Any:

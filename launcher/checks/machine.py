@@ -1,4 +1,4 @@
-"""What can be wrong with the machine: permissions, number of ranks, disk."""
+"""Whether the run fits this machine: permissions, number of ranks, disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plast_train.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# On the CPU ranks share cores; with more than this for each core a run only gets slower and fills the memory.
+# On the CPU ranks share cores; with more than this per core a run only gets slower and fills the memory.
 RANKS_PER_CORE = 4
 
 
@@ -23,17 +23,17 @@ def check_writable(folder: Path) -> None:
     """The run folder, or the nearest folder above it that exists, must be writable.
 
     Raises:
-        UserError: it is not, or is no folder.
+        UserError: it is not, or it is a file.
     """
     existing = nearest_existing(folder)
     if not existing.is_dir():
-        raise UserError(f"--out {folder}: {existing} is no folder; choose another")
+        raise UserError(f"--out {folder}: {existing} is not a folder; choose another")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--out {folder}: no permission to write in {existing}; choose another folder")
 
 
 def check_ranks(nproc: int, gpus: int, cores: int) -> None:
-    """A GPU serves one rank. On the CPU more ranks than cores are slow but right, up to a few for each core.
+    """Each rank needs its own GPU. On the CPU more ranks than cores are slow but work, up to a few per core.
 
     Raises:
         UserError: more ranks than that.
@@ -54,12 +54,12 @@ def check_ranks(nproc: int, gpus: int, cores: int) -> None:
 def check_disk(
     config: Config, run: RunFolder, base: Path, trained: int, nproc: int, todo: Collection[str]
 ) -> None:
-    """Room for the checkpoints that are kept, the one being written and the export, less what lies there.
+    """Room for the checkpoints that are kept, the one being written and the export, less what exists.
 
     `trained` is the number of parameters that checkpoints hold.
 
     Raises:
-        UserError: not enough of it.
+        UserError: the disk has less room than that.
     """
     needed, parts = run_bytes(config, run, base, trained, nproc, todo)
     require_room(run.path, needed, f"the run needs about {_gigabytes(needed)} ({' and '.join(parts)})")
@@ -68,12 +68,13 @@ def check_disk(
 def run_bytes(
     config: Config, run: RunFolder, base: Path, trained: int, nproc: int, todo: Collection[str]
 ) -> tuple[int, list[str]]:
-    """What `check_disk` asks for, in bytes, and what for."""
+    """The bytes that `check_disk` requires, and what takes them."""
     needed, parts = 0, []
     if "train" in todo:
-        one, count = checkpoint_bytes(trained, nproc), config.checkpoint.keep + 1
-        needed += count * one - _size(run.checkpoints)
-        parts.append(f"{count} checkpoints of {_gigabytes(one)}")
+        # One more than are kept: the oldest is deleted only when the new one is complete.
+        one, num_checkpoints = checkpoint_bytes(trained, nproc), config.checkpoint.keep + 1
+        needed += num_checkpoints * one - _size(run.checkpoints)
+        parts.append(f"{num_checkpoints} checkpoints of {_gigabytes(one)}")
     if "export" in todo:
         export = _size(base)
         needed += export - _size(run.export)
@@ -86,19 +87,13 @@ def require_room(folder: Path, needed: int, why: str) -> None:
     free = shutil.disk_usage(nearest_existing(folder)).free
     if needed > free:
         raise UserError(
-            f"--out {folder}: {_gigabytes(free)} are free on its disk, but {why}; free some, lower "
-            "checkpoint.keep or use another"
+            f"--out {folder}: {_gigabytes(free)} are free on its disk, but {why}; free some space, lower "
+            "checkpoint.keep or use another disk"
         )
 
 
-def count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def nearest_existing(path: Path) -> Path:
-    """The path itself or the nearest folder above it that is there."""
+    """The path itself or the nearest folder above it that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
 
 

@@ -1,8 +1,9 @@
-"""What can be wrong between the base model and what is to be done with it: layers, prompts, checkpoints."""
+"""Whether the run fits its base model: layers, prompts, checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from plast_train.config import Config, SelectionConfig, TrainConfig
 from plast_train.data.questions import Record
@@ -14,27 +15,29 @@ from plast_train.neurons.strategies import fixed_layers, usual_number
 
 
 class BaseModel:
-    """The base as far as it is known without its weights; `config` has transformers' defaults too."""
+    """What is known of the base without its weights; `config` includes transformers' defaults."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.folder = folder
         self.config = read_architecture(folder, "")
-        self.layers: int = self.config["text_config"]["num_hidden_layers"]
+        self.num_layers: int = self.config["text_config"]["num_hidden_layers"]
         self.positions: int = self.config["text_config"]["max_position_embeddings"]
         family = family_of(self.config, str(folder))
         tokenizer, _ = load_text_side(folder, config.model.trust_remote_code)
         self.prompter = make_prompter(tokenizer, family, self.config, config.data.languages)
 
-    def trained_parameters(self, selection: SelectionConfig, train: TrainConfig) -> int:
-        """Parameters that the selection trains; of a usual number of layers where a rule is yet to choose.
 
-        Raises:
-            UserError: the selection names a layer, or a number of layers, that the decoder does not have.
-        """
-        layers = fixed_layers(selection, self.layers)
-        if layers is None:
-            layers = list(range(selection.k or usual_number(self.layers)))
-        return count_parameters(self.config, layers, selection.modules, train)[1]
+def trained_parameters(architecture: dict[str, Any], selection: SelectionConfig, train: TrainConfig) -> int:
+    """How many parameters the selection trains; where a rule has yet to choose layers, of the usual number.
+
+    Raises:
+        UserError: the selection names a layer, or a number of layers, that the decoder does not have.
+    """
+    num_layers = architecture["text_config"]["num_hidden_layers"]
+    layers = fixed_layers(selection, num_layers)
+    if layers is None:
+        layers = list(range(selection.k or usual_number(num_layers)))
+    return count_parameters(architecture, layers, selection.modules, train)[1]
 
 
 def usable_records(config: Config, base: BaseModel, records: list[Record]) -> list[Record]:
@@ -67,7 +70,7 @@ def usable_records(config: Config, base: BaseModel, records: list[Record]) -> li
     usable = [records[number] for number in sorted(kept)]
     if not complete(usable, config.data.languages):
         raise UserError(
-            "data.questions: no record with a question in every language can be probed; mend those that are "
+            "data.questions: no record with a question in every language can be probed; correct the records "
             "left out above"
         )
     return usable
@@ -78,7 +81,7 @@ def check_validation(config: Config, records: list[Record]) -> None:
     held_back = config.train.validation_records
     if 2 * held_back > len(records):
         raise UserError(
-            f"train.validation_records={held_back}: would leave {max(0, len(records) - held_back)} of "
+            f"train.validation_records={held_back} would leave {max(0, len(records) - held_back)} of "
             f"{len(records)} records to train on; give {len(records) // 2} or fewer, or more records"
         )
 
@@ -90,21 +93,15 @@ def check_benchmarks(config: Config, base: BaseModel) -> None:
 
     benchmarks = benchmarks_of(config.evaluate)
     if benchmarks:
-        evaluate = config.evaluate
-        check_prompts(
-            benchmarks,
-            base.prompter,
-            base.positions,
-            evaluate.max_new_tokens,
-            evaluate.localised_instruction,
-        )
+        limit, localised = config.evaluate.max_new_tokens, config.evaluate.localised_instruction
+        check_prompts(benchmarks, base.prompter, base.positions, limit, localised)
 
 
 def check_analyses(config: Config, base: BaseModel) -> None:
     """Raises UserError for a layer without attention maps."""
     layer = config.analyse.attention_layer
-    if layer is not None and layer > base.layers - 2:
+    if layer is not None and layer > base.num_layers - 2:
         raise UserError(
-            f"analyse.attention_layer={layer}: layers 0 to {base.layers - 2} have attention maps; nothing "
-            "reads the last layer's output at the image"
+            f"analyse.attention_layer={layer}: layers 0 to {base.num_layers - 2} have attention maps; "
+            "nothing reads the last layer's output at the image"
         )

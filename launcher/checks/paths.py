@@ -1,4 +1,4 @@
-"""Where a config's paths lead: made absolute once, so that a run can be gone on with from anywhere."""
+"""Makes a config's paths absolute, so that a run can be resumed from any working directory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from plast_train.config import Config
 from plast_train.errors import UserError
 from plast_train.run_folder import cache_folder, sync_folder
 
-# A path that begins so is in the tiny model's drawn world, which is made when it is first asked for.
+# A path with this prefix is in the tiny model's drawn world, which is made when it is first needed.
 TINY_WORLD = "tiny-world/"
-# The drawn world's folder in the cache. Another drawing needs another name, so that no older world is taken
-# for it; tests/unit/tiny compares what is drawn with the digest recorded for this name.
+# The drawn world's folder in the cache. Whenever the drawing changes, so must the name, or an older world
+# would be used in its place; tests/unit/tiny compares what is drawn with the digest recorded for this name.
 WORLD = "tiny-world-3243a0b627cd5d1d"
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*=")
 
@@ -22,7 +22,7 @@ _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(?:-[A-Za-z0-9]{2,8})*=")
 def resolve_paths(config: Config) -> Config:
     """The same config with absolute paths; the tiny world is drawn if a path leads into it.
 
-    Names that are no paths (`tiny`, a hub's `owner/model`, `hf:NAME`, a name in ds_configs/) stay.
+    Names that are not paths (`tiny`, a hub's `owner/model`, `hf:NAME`, a name in ds_configs/) stay.
     """
     data = config.data.model_copy(
         update={
@@ -46,7 +46,7 @@ def resolve_paths(config: Config) -> Config:
 
 
 def tiny_world() -> Path:
-    """The folder of the drawn world, drawn now (some seconds) if this machine does not have it."""
+    """The folder of the drawn world, drawn now (a few seconds) if this machine does not have it."""
     from plast_train.tiny.world import draw_world
 
     folder = cache_folder() / WORLD
@@ -55,10 +55,10 @@ def tiny_world() -> Path:
         try:
             draw_world(unfinished, seed=0)
         except OSError as error:
-            raise UserError(f"{unfinished}: {error}; name another cache folder in PLAST_CACHE") from None
+            raise UserError(f"{unfinished}: {error}; set PLAST_CACHE to another cache folder") from None
         try:
             unfinished.rename(folder)
-        except OSError:  # another process was first
+        except OSError:  # another process finished first, with the same files
             shutil.rmtree(unfinished)
         sync_folder(folder.parent)
     return folder

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a run, found before ranks start and before the run folder is touched."""
+"""Checks of a run before its ranks start and before its folder is touched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.checks.machine import check_disk, check_ranks, check_writable, count_gpus
+from launcher.checks.machine import check_disk, check_ranks, check_writable
 from launcher.checks.paths import resolve_paths
 from launcher.processes.torchrun import Machines
 from plast_train.checkpoint.resume import require_base
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that may start: what was asked, what of it is done, and on what it runs. `base` and `records`
-    are what the ranks find in base.json and records.jsonl."""
+    """A run that may start: its config, which of the stages are done, and what it runs on. `base` and
+    `records` are the contents of base.json and records.jsonl."""
 
     config: Config
     run: RunFolder
@@ -43,7 +43,7 @@ class Prepared:
 def preflight(
     recipe: str, overrides: Sequence[str], out: Path, nproc: int | None, stages: Sequence[str]
 ) -> Prepared:
-    """Checks one command, quick checks first. What takes long is left out when there is nothing to do.
+    """Checks one command, quick checks first. Slow checks are skipped when there is nothing to do.
 
     Raises:
         UserError: anything that would stop the run later; nothing has been written then.
@@ -54,25 +54,28 @@ def preflight(
 def preflight_config(
     config: Config, recipe: str, out: Path, nproc: int | None, stages: Sequence[str]
 ) -> Prepared:
-    """The same for a config that is read already; `recipe` is its name in messages."""
+    """The same for a config that was read before; `recipe` is its name in messages."""
     run, machines = RunFolder(out), Machines.of(os.environ)
     load_deepspeed_config(config)
     config = resolve_paths(config)
     check_writable(run.path)
-    check_benchmark_files(config)
+    for path in config.evaluate.benchmarks:
+        if not Path(path).exists():
+            raise UserError(f"evaluate.benchmarks: {path} does not exist; correct the path")
     records = read_records(config.data)
-
     _warn_of_shares(config, records)
 
-    # These import torch, which takes seconds: what was wrong so far is said at once.
+    # These import torch, which takes seconds: the errors above are reported before.
     from launcher.checks.model import (
         BaseModel,
         check_analyses,
         check_benchmarks,
         check_validation,
+        trained_parameters,
         usable_records,
     )
     from plast_train.lvlm.loading import describe_base, resolve_base
+    from plast_train.runtime.devices import count_gpus
 
     base = describe_base(resolve_base(config.model))
     gpus = count_gpus()
@@ -82,8 +85,9 @@ def preflight_config(
         require_base(run.checkpoints, base["fingerprint"])
         check_ranks(nproc, gpus, os.cpu_count() or 1)
         model = BaseModel(config, Path(base["path"]))
-        trained = model.trained_parameters(config.selection, config.train)
+        trained = trained_parameters(model.config, config.selection, config.train)
         records = usable_records(config, model, records)
+        # Once more: the records of the run are those that are left, and other records make other stages.
         finished = finished_stages(config, run, base, records_text(records))
         check_validation(config, records)
         check_earlier_stages(stages, finished, recipe, out)
@@ -98,14 +102,13 @@ def preflight_config(
 
 
 def _warn_of_shares(config: Config, records: Sequence[Record]) -> None:
-    """Doubtful: languages that have as many pairs each are not balanced further."""
+    """Warns where balancing languages has no effect, because all have the same number of pairs."""
     languages = config.sampling.languages
-    if languages in ("temperature", "balanced") and len(complete(records, config.data.languages)) == len(
-        records
-    ):
+    num_complete = len(complete(records, config.data.languages))
+    if languages in ("temperature", "balanced") and num_complete == len(records):
         log.warning(
-            "sampling.languages=%s changes nothing: every record has a question in every language, so all "
-            "have as many pairs; leave it out, or give weights (sampling.language_weights)",
+            "sampling.languages=%s has no effect: every record has a question in every language, so all "
+            "have the same number of pairs; remove it, or give weights (sampling.language_weights)",
             languages,
         )
 
@@ -116,7 +119,7 @@ def records_text(records: Sequence[Record]) -> str:
 
 
 def finished_stages(config: Config, run: RunFolder, base: dict[str, Any], records: str) -> set[str]:
-    """The stages that stand: done with these settings and inputs, and so are all they need. `records` is the
+    """The stages that are done with these settings and inputs, as are all that they need. `records` is the
     text of records.jsonl."""
     if not run.records.is_file() or run.records.read_text(encoding="utf-8") != records:
         return set()
@@ -131,7 +134,7 @@ def check_earlier_stages(stages: Sequence[str], finished: set[str], recipe: str,
     """A stage run by itself needs the earlier ones, done with the settings given now.
 
     Raises:
-        UserError: one is not; the message names the command to run first.
+        UserError: one is not done; the message names the command to run first.
     """
     for stage in reversed(STAGES):
         if stage in stages and stage not in finished:
@@ -150,10 +153,3 @@ def earlier_stages(stage: str) -> list[str]:
         if earlier in wanted:
             wanted.update(needed_by(earlier))
     return [earlier for earlier in STAGES if earlier in wanted]
-
-
-def check_benchmark_files(config: Config) -> None:
-    """Raises UserError for a benchmark that is neither a file nor a folder."""
-    for path in config.evaluate.benchmarks:
-        if not Path(path).exists():
-            raise UserError(f"evaluate.benchmarks: {path} is no file; mend its path")

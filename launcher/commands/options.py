@@ -1,70 +1,104 @@
-"""`plast options`: docs/options.md, made from the config's own types."""
+"""`plast options`: a Markdown page of every option, made from the config's own types."""
 
 from __future__ import annotations
 
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+import json
+import types
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic.fields import FieldInfo
+import click
 
-from plast_train.config import options
-from plast_train.stages import stages_redone_by
+from launcher.arguments import Command
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+INTRODUCTION = """\
+# Options
+
+Written by `plast options` from the types in `plast_train/config.py`; do not edit.
+
+A recipe (a YAML file) sets them by section, the command line as `section.key=value`. "Redoes" names the
+stages whose settings include the option: change it, and the next `plast run` redoes these stages and those
+that use their results. A dash is followed by the reason why no stage has the option.
+"""
+PLAN = """
+## plan
+
+Only for `plast plan`, on the command line: what the plan assumes and the config does not say.
+"""
+
+
+@click.command(cls=Command)
+def options() -> int:
+    print(options_page(), end="")
+    return 0
 
 
 def options_page() -> str:
-    """The page as Markdown: a table per section, an option a line."""
-    lines = [
-        "# Options",
-        "",
-        "Made by `plast options > docs/options.md`. Give an option as `section.key=value` on the command",
-        "line, or as `key: value` below `section:` in a YAML file. *Redoes* names the stages that are redone",
-        "when the option changes; those that need their results follow. A dash: no finished stage is redone.",
-    ]
-    section = None
-    for key, field in options():
-        name = key.partition(".")[0] if "." in key else "top level"
-        if name != section:
-            lines += [
-                "",
-                f"## {name}",
-                "",
-                "| option | type | default | what it does | redoes |",
-                "|---|---|---|---|---|",
-            ]
-            section = name
-        cells = [f"`{key}`", _type(field.annotation), _default(field), field.description or "", _redoes(key)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    """The whole page; docs/options.md is a copy of it."""
+    from launcher.plan.plan import PREFIX, PlanOptions
+    from plast_train.config import options_of
+    from plast_train.stages import NOT_IN_A_STAGE, redone_by
+
+    lines, section = [INTRODUCTION.rstrip()], None
+    # Those without a section come first, wherever they are in the type.
+    for name, field in sorted(options_of(), key=lambda option: "." in option[0]):
+        head = name.rpartition(".")[0] or "Without a section"
+        if head != section:
+            section = head
+            lines += ["", f"## {head}", "", *_head("name", "type", "default", "what it does", "redoes")]
+        redone = ", ".join(redone_by(name)) or f"– ({NOT_IN_A_STAGE[name]})"
+        lines.append(_row(f"`{name}`", _type(field), _default(field), field.description or "", redone))
+    lines += [PLAN.rstrip(), "", *_head("name", "type", "default", "what it does")]
+    for name, field in options_of(PlanOptions, PREFIX):
+        lines.append(_row(f"`{name}`", _type(field), _default(field), field.description or ""))
     return "\n".join(lines) + "\n"
 
 
-def _type(annotation: Any) -> str:
-    """The type in words: `one of msd, layers`, `integer or nothing`, `list of texts`."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return "one of " + ", ".join(f"`{value}`" for value in arguments)
-    if origin in (Union, UnionType):
-        return " or ".join(_type(argument) for argument in arguments)
-    if origin is list:
-        return f"list: {_type(arguments[0])}"
-    if origin is tuple:
-        return f"{len(arguments)} numbers"
-    if origin is dict:
-        return "mapping"
-    return {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "nothing"}[
-        annotation
+def _head(*columns: str) -> list[str]:
+    return [_row(*columns), _row(*("---" for _ in columns))]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _type(field: FieldInfo) -> str:
+    """With the bounds, e.g. `integer, at least 1`."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = [
+        f"{word} {getattr(bound, name):g}"
+        for bound in field.metadata
+        for name, word in words.items()
+        if hasattr(bound, name)
     ]
+    return ", ".join([_readable(field.annotation), *bounds])
+
+
+def _readable(kind: Any) -> str:
+    """A Python type in words, e.g. `one of msd, layers` for a Literal."""
+    names = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "any value"}
+    if kind in names:
+        return names[kind]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _readable(inner[0])
+    if origin is Literal:
+        return "one of " + ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, types.UnionType):  # only used as `X | None`
+        return _readable(inner[0]) + " or null"
+    if origin is list:
+        return f"list of {_readable(inner[0])}"
+    if origin is tuple:
+        return f"list of {len(inner)}: {_readable(inner[0])}"
+    if origin is dict:
+        return f"map from {_readable(inner[0])} to {_readable(inner[1])}"
+    raise TypeError(f"{kind}: no words for this type")
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
-        return "required"
+        return "must be given"
     value = field.get_default(call_default_factory=True)
-    if value is None or value in ([], {}):
-        return ""
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return "`" + ", ".join(map(str, value if isinstance(value, list | tuple) else [value])) + "`"
-
-
-def _redoes(key: str) -> str:
-    return ", ".join(f"`{stage}`" for stage in stages_redone_by(key)) or "—"
+    return f"`{value}`" if isinstance(value, str) else f"`{json.dumps(value)}`"

@@ -1,4 +1,4 @@
-"""`plast status RUN`: what is done, how far it is, what became of each launch. Reads files alone, and imports
+"""`plast status RUN`: what is done, how far it is, how each launch ended. Reads only files and imports
 nothing heavy, so that it answers at once on any machine that sees the run folder."""
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
+
+from launcher.arguments import PATH, Command, as_json
 from launcher.processes.attempts import Attempt, again_path, last_metrics, read_attempts
 from launcher.processes.lock import Owner, lock_path, read_owner
 from plast_train.errors import UserError
-from plast_train.run_folder import RunFolder
+from plast_train.run_folder import STAGES, RunFolder, read_json
 
-STAGES = ("collect", "select", "train", "export", "evaluate", "analyse", "report")
-# The owner of a run folder gives a sign every 5 s; machines' clocks may differ a little.
+# The owner of a run folder writes into its lock file every 5 s; machines' clocks may differ a little.
 SECONDS_OF_SILENCE = 30.0
 
 
-def run_status(out: Path, as_json: bool) -> int:
-    """Prints the status. Returns 0.
-
-    Raises:
-        UserError: no run folder there.
-    """
-    run = RunFolder(out)
-    if not run.config.is_file():
-        raise UserError(f"{out}: no run folder (it has no config.yaml); give the --out of a run")
-    tree = status_of(run)
+@click.command(cls=Command, epilog="RUN is the run's folder.")
+@click.argument("run", metavar="RUN", type=PATH)
+@as_json
+def status(run: Path, as_json: bool) -> int:
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        raise UserError(f"{run} is not a run folder (it has no config.yaml); give the --out of a run")
+    tree = status_of(folder)
     print(json.dumps(tree, indent=1, ensure_ascii=False) if as_json else "\n".join(status_lines(tree)))
     return 0
 
@@ -39,9 +39,10 @@ def status_of(run: RunFolder) -> dict[str, Any]:
     owner = read_owner(run)
     silence = time.time() - lock_path(run).stat().st_mtime if owner else None
     running = owner is not None and silence is not None and _lives(owner, silence)
-    stages = {stage: _is_done(run, stage) for stage in STAGES}
+    done = [stage for stage in STAGES if run.record(stage) is not None]
+    missing = next((stage for stage in STAGES if stage not in done), None)
     metrics = last_metrics(run.metrics) or {}
-    progress = _read(run.logs / "progress.json")
+    progress = run.logs / "progress.json"
     again = again_path(run)
     attempts = read_attempts(run)
     return {
@@ -49,9 +50,10 @@ def status_of(run: RunFolder) -> dict[str, Any]:
         "running": running,
         "owner": str(owner) if owner else None,
         "last_sign_of_life": silence,
-        "stages_done": [stage for stage, done in stages.items() if done],
-        "stage": _current(stages, attempts),
-        "progress": _progress(progress, running),
+        "stages_done": done,
+        # The run is at the first stage that is not done, unless its last launch was asked for no more.
+        "stage": missing if attempts and attempts[-1].kind != "done" else None,
+        "progress": _progress(read_json(progress), running) if progress.is_file() else None,
         "step": metrics.get("step"),
         "loss": metrics.get("loss"),
         "last_checkpoint": _last_checkpoint(run),
@@ -61,7 +63,7 @@ def status_of(run: RunFolder) -> dict[str, Any]:
 
 
 def status_lines(tree: dict[str, Any]) -> list[str]:
-    """The same for people."""
+    """`status_of` as text."""
     lines = [f"{tree['run']}: {_state(tree)}"]
     for stage in STAGES:
         if stage in tree["stages_done"]:
@@ -76,8 +78,7 @@ def status_lines(tree: dict[str, Any]) -> list[str]:
     if tree["last_checkpoint"]:
         checkpoint = tree["last_checkpoint"]
         lines.append(f"last checkpoint: {checkpoint['name']}, {duration(checkpoint['age'])} ago")
-    for attempt in tree["attempts"]:
-        lines.append(_attempt_line(attempt))
+    lines += [_attempt_line(attempt) for attempt in tree["attempts"]]
     if tree["restart_wanted"] and not tree["running"]:
         lines.append(f"to be started again: {tree['restart_wanted']}")
     return lines
@@ -92,31 +93,19 @@ def duration(seconds: float) -> str:
 
 
 def _lives(owner: Owner, silence: float) -> bool:
-    """Whether the owner has given a sign lately, and is not seen to be gone on this machine."""
+    """Whether the owner has written lately, and its process still exists if it is one of this machine."""
     if owner.host == socket.gethostname() and owner.system == Owner.me().system:
         try:
             os.kill(owner.pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass
+            pass  # it exists, but is another user's
     return silence < SECONDS_OF_SILENCE
 
 
-def _is_done(run: RunFolder, stage: str) -> bool:
-    return run.record(stage) is not None
-
-
-def _current(stages: dict[str, bool], attempts: list[Attempt]) -> str | None:
-    """The stage the run is at: the first that is not done, unless no launch was to do it."""
-    missing = next((stage for stage, done in stages.items() if not done), None)
-    return missing if attempts and attempts[-1].kind != "done" else None
-
-
-def _progress(progress: dict[str, Any] | None, running: bool) -> dict[str, Any] | None:
+def _progress(progress: dict[str, Any], running: bool) -> dict[str, Any]:
     """How far the last loop is, with the time left at its pace so far."""
-    if progress is None:
-        return None
     pace, left = progress["per_second"], progress["total"] - progress["done"]
     seconds = left / pace if running and pace > 0 else None
     kept = {key: progress[key] for key in ("label", "done", "total", "unit", "per_second")}
@@ -134,10 +123,10 @@ def _last_checkpoint(run: RunFolder) -> dict[str, Any] | None:
 def _attempt(attempt: Attempt, running: bool) -> dict[str, Any]:
     began, ended = attempt.began, attempt.ended or {}
     kept = {key: began[key] for key in ("host", "job", "restart", "nproc", "machines")}
-    told = {key: ended.get(key) for key in ("stage", "step", "rank", "message")}
+    result = {key: ended.get(key) for key in ("stage", "step", "rank", "message")}
     kind = attempt.kind or ("running" if running else "lost")
     times = {"began": began["time"], "ended": ended.get("time")}
-    return {"attempt": attempt.number, "kind": kind} | times | kept | told
+    return {"attempt": attempt.number, "kind": kind} | times | kept | result
 
 
 def _state(tree: dict[str, Any]) -> str:
@@ -154,7 +143,7 @@ def _state(tree: dict[str, Any]) -> str:
 
 
 def _how_far(tree: dict[str, Any]) -> str:
-    """Of the running stage, where the loop that was written down last belongs to it."""
+    """How far the current stage is, if the last loop that reported its progress belongs to it."""
     progress = tree["progress"]
     if progress is None or progress["label"].split()[0] != tree["stage"]:
         return ""
@@ -170,16 +159,9 @@ def _attempt_line(attempt: dict[str, Any]) -> str:
     where = f" in {attempt['stage']}" if attempt["stage"] else ""
     where += f" after step {attempt['step']}" if attempt["step"] is not None else ""
     job = f", job {attempt['job']}" if attempt["job"] else ""
-    said = f": {attempt['message']}" if attempt["message"] else ""
+    message = f": {attempt['message']}" if attempt["message"] else ""
     ranks = f"{attempt['machines']} x {attempt['nproc']} ranks"
     return (
         f"attempt {attempt['attempt']}: {attempt['began']} on {attempt['host']}{job}, {ranks}: "
-        f"{attempt['kind']}{where}{said}"
+        f"{attempt['kind']}{where}{message}"
     )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return tree

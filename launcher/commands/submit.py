@@ -1,7 +1,7 @@
-"""`plast submit`: renders one self-contained job script for each job and hands it to sbatch.
+"""`plast submit`: renders one self-contained script for each job and passes it to sbatch.
 
-A script is the head of slurm/plast_7b.sh, the options and variables given here, and slurm/job.sh, so that a
-submitted job does not change when the checkout does. Values reach sbatch and the shell only as checked
+A script consists of the head of slurm/plast_7b.sh, the options and variables given here, and slurm/job.sh, so
+that a submitted job does not change when the checkout does. Values reach sbatch and the shell only as checked
 options and quoted words.
 """
 
@@ -18,55 +18,76 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from plast_train.config import load_config
-from plast_train.errors import UserError, nearest
-from plast_train.runtime.deepspeed_config import load_deepspeed_config
-from plast_train.stages import STAGES
+import click
 
-# What sbatch is told, by its own names.
+from launcher.arguments import RECIPE_HELP, Command, arguments, out, recipe
+from plast_train.errors import UserError, nearest
+from plast_train.run_folder import STAGES
+
+# Passed on to sbatch under its own names.
 SBATCH_OPTIONS = ("gpus-per-node", "time", "partition", "account", "qos", "constraint")
-# Variables of slurm/job.sh that are taken from the environment.
-TAKEN_OVER = ("PLAST_CONTAINER", "PLAST_MOUNTS", "PLAST_DOCTOR", "PLAST_MAX_RESTARTS")
+# Variables of slurm/job.sh that are taken from the environment of `plast submit`.
+PASSED_ON = ("PLAST_CONTAINER", "PLAST_MOUNTS", "PLAST_DOCTOR", "PLAST_MAX_RESTARTS")
 # Enough for `a100&nvlink`, `[rack1|rack2]`, `1-12:00:00`, `h100:8`; nothing that ends a line or a word.
 OPTION_VALUE = re.compile(r"[\w.,:=@+&|*()\[\]-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One Slurm job: the plast commands it runs, in order, on how many nodes (None: what sbatch does)."""
+    """One Slurm job: the plast commands it runs, in order, on how many nodes (None: sbatch's default)."""
 
     name: str
     commands: tuple[str, ...]
     nodes: int | None
 
 
+@click.command(cls=Command, epilog=RECIPE_HELP)
+@recipe
+@out
+@click.option("--nodes", metavar="N", type=click.IntRange(min=1), help="nodes of the one job")
+@click.option(
+    "--stages",
+    metavar="STAGE=N,...",
+    help="jobs of different sizes that wait for each other, e.g. collect=1,train=4: the nodes of a stage "
+    "and of those that follow it",
+)
+@click.option(
+    "--nproc", metavar="N", type=click.IntRange(min=1), help="ranks a node (default: one for each GPU)"
+)
+@arguments(
+    *(click.option(f"--{name}", metavar=name.upper(), help=f"sbatch's --{name}") for name in SBATCH_OPTIONS)
+)
+@click.option("--dry-run", is_flag=True, help="print what would be submitted")
 def submit(
     recipe: str,
-    overrides: Sequence[str],
+    overrides: tuple[str, ...],
     out: Path,
     nodes: int | None,
-    sizes: str | None,
+    stages: str | None,
     nproc: int | None,
-    options: Mapping[str, str],
     dry_run: bool,
+    **sbatch: str | None,
 ) -> int:
-    """Submits the run as one job, or with `sizes` ("collect=1,train=4") as jobs that wait for each other, or
-    prints what would be submitted. Returns 0.
-
+    """
     Raises:
         UserError: a wrong recipe, override, option or size, or sbatch refuses; nothing stays submitted then.
     """
+    from plast_train.config import load_config
+    from plast_train.runtime.deepspeed_config import load_deepspeed_config
+
+    # A wrong value is found now rather than when the job has waited in the queue.
     load_deepspeed_config(load_config(recipe, overrides))
     if Path(recipe).is_file():
         recipe = str(Path(recipe).absolute())
-    jobs = plan_jobs(recipe, nodes, sizes)
+    jobs = plan_jobs(recipe, nodes, stages)
+    options = {name.replace("_", "-"): value for name, value in sbatch.items() if value is not None}
     variables = {
         "PLAST_RECIPE": recipe,
         "PLAST_OVERRIDES": shlex.join(overrides),
         "PLAST_RUN": str(out.absolute()),
         "PLAST_ENV": os.environ.get("PLAST_ENV", sys.prefix),
         "PLAST_NPROC": str(nproc or ""),
-        **{name: os.environ.get(name, "") for name in TAKEN_OVER},
+        **{name: os.environ.get(name, "") for name in PASSED_ON},
     }
     scripts = [render(job, options, variables) for job in jobs]
     if dry_run:
@@ -77,13 +98,13 @@ def submit(
             print(script)
         return 0
     submit_all(jobs, scripts)
-    print(f"plast status {out} tells how it goes; job N's log is here, in NAME-N.out")
+    print(f"plast status {out} shows its progress; job N's log is NAME-N.out in this folder")
     return 0
 
 
 def plan_jobs(recipe: str, nodes: int | None, sizes: str | None) -> list[Job]:
-    """One job for everything, or one for each stage that `sizes` names, together with the stages that follow
-    it up to the next one named.
+    """One job for everything, or one for each stage that `sizes` ("collect=1,train=4") names, together with
+    the stages that follow it up to the next one named.
 
     Raises:
         UserError: `sizes` is not of the form STAGE=NODES,… in the order of the stages.
@@ -93,26 +114,24 @@ def plan_jobs(recipe: str, nodes: int | None, sizes: str | None) -> list[Job]:
         return [Job(name, ("run",), nodes)]
     if nodes is not None:
         raise UserError("--nodes sizes the one job, --stages each of several: give one of them")
-    named = [_stage_and_nodes(part) for part in sizes.split(",")]
+    named = []
+    for part in sizes.split(","):
+        stage, _, count = part.partition("=")
+        if stage not in STAGES:
+            raise UserError(f"--stages: unknown stage '{stage}'{nearest(stage, STAGES)}")
+        if not count.isdecimal() or int(count) < 1:
+            raise UserError(f"--stages: '{part}' must be STAGE=NODES, e.g. collect=1,train=4")
+        named.append((stage, int(count)))
     starts = [STAGES.index(stage) for stage, _ in named]
     if starts != sorted(set(starts)):
         raise UserError(f"--stages {sizes}: name each stage once, in this order: {', '.join(STAGES)}")
     ends = [*starts[1:], len(STAGES)]
     jobs = []
-    for (stage, count), start, end in zip(named, starts, ends, strict=True):
+    for (stage, num_nodes), start, end in zip(named, starts, ends, strict=True):
         # The last job does all that is left in one launch, which loads the model once.
         commands = ("run",) if end == len(STAGES) else STAGES[start:end]
-        jobs.append(Job(f"{name}-{stage}", commands, count))
+        jobs.append(Job(f"{name}-{stage}", commands, num_nodes))
     return jobs
-
-
-def _stage_and_nodes(part: str) -> tuple[str, int]:
-    stage, _, nodes = part.partition("=")
-    if stage not in STAGES:
-        raise UserError(f"--stages: '{stage}' is no stage{nearest(stage, STAGES)}")
-    if not nodes.isdecimal() or int(nodes) < 1:
-        raise UserError(f"--stages: '{part}' must be STAGE=NODES, e.g. collect=1,train=4")
-    return stage, int(nodes)
 
 
 def render(job: Job, options: Mapping[str, str], variables: Mapping[str, str]) -> str:
@@ -124,11 +143,11 @@ def render(job: Job, options: Mapping[str, str], variables: Mapping[str, str]) -
     wanted = {"job-name": job.name, **({"nodes": str(job.nodes)} if job.nodes else {}), **options}
     for option, value in wanted.items():
         if not OPTION_VALUE.fullmatch(value):
-            raise UserError(f"--{option} '{value}': holds a character that sbatch's options do not have")
+            raise UserError(f"--{option} '{value}' has a character that no sbatch option takes")
     variables = {**variables, "PLAST_STAGES": " ".join(job.commands)}
     for name, value in variables.items():
         if not value.isprintable():
-            raise UserError(f"{name}={value!r}: a job's variable holds one line of text")
+            raise UserError(f"{name}={value!r}: a variable of the job must be one line of text")
     lines = _text("plast_7b.sh").splitlines()
     head = [line for line in lines if line.startswith("#SBATCH ") and "--job-name" not in line]
     return "\n".join(
@@ -144,7 +163,7 @@ def render(job: Job, options: Mapping[str, str], variables: Mapping[str, str]) -
 
 def sbatch_command(after: str | None) -> list[str]:
     """sbatch's argument list for a script on its standard input; `after` is the job to wait for."""
-    # A job whose predecessor failed would else wait for ever.
+    # Without the second option a job whose predecessor failed would wait for ever.
     waiting = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     return ["sbatch", "--parsable", *waiting]
 
@@ -152,7 +171,7 @@ def sbatch_command(after: str | None) -> list[str]:
 def submit_all(jobs: Sequence[Job], scripts: Sequence[str]) -> None:
     """Raises UserError if one is refused; those before it are then cancelled."""
     if shutil.which("sbatch") is None:
-        raise UserError("no sbatch here: submit on a login node of the cluster, or see --dry-run")
+        raise UserError("sbatch was not found; submit on a login node of the cluster, or use --dry-run")
     numbers: list[str] = []
     for job, script in zip(jobs, scripts, strict=True):
         command = sbatch_command(numbers[-1] if numbers else None)
@@ -160,7 +179,7 @@ def submit_all(jobs: Sequence[Job], scripts: Sequence[str]) -> None:
         if done.returncode != 0:
             if numbers:
                 subprocess.run(["scancel", *numbers], check=False)
-            raise UserError(f"sbatch refuses {job.name}: {done.stderr.strip()}")
+            raise UserError(f"sbatch refused {job.name}: {done.stderr.strip()}")
         numbers.append(done.stdout.strip().partition(";")[0])
         nodes = f" on {job.nodes} node{'s' if job.nodes > 1 else ''}" if job.nodes else ""
         print(f"job {numbers[-1]}: {', '.join(job.commands)}{nodes} ({job.name})", flush=True)

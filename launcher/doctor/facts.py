@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.checks.machine import count_gpus, nearest_existing
+from launcher.checks.machine import nearest_existing
 from launcher.environment import describe_environment
 
 # Machine (from 0) → its report. A machine that did not come has none.
@@ -23,7 +23,7 @@ COLUMNS = ("python", "torch", "transformers", "deepspeed", "NCCL", "driver")
 
 def describe_machine(out: Path, nproc: int | None) -> dict[str, Any]:
     """Plain JSON: `host, ranks, cores, gpus, versions, code, out, disks, interfaces`; sizes in bytes."""
-    from plast_train.runtime.hardware import nccl_version
+    from plast_train.runtime.devices import count_gpus, nccl_version
 
     num_gpus = count_gpus()
     environment = describe_environment(num_gpus)

@@ -14,7 +14,6 @@ from typing import Literal
 
 import psutil
 
-from launcher.checks.machine import count_gpus
 from launcher.environment import installed_version
 
 CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
@@ -76,7 +75,7 @@ def tested_versions(constraints: Path) -> dict[str, str]:
 
 
 def devices() -> Iterator[Finding]:
-    from plast_train.runtime.hardware import cuda_version, describe_gpus, has_bfloat16
+    from plast_train.runtime.devices import cuda_version, describe_gpus, has_bfloat16
 
     memory = psutil.virtual_memory().total
     yield Finding("ok", "cpu", f"{os.cpu_count()} cores, {memory / GIGABYTE:.0f} GB memory")
@@ -98,7 +97,7 @@ def devices() -> Iterator[Finding]:
 
 def communication() -> Iterator[Finding]:
     """What ranks exchange through: NCCL between GPUs, else gloo, which needs this host's name to resolve."""
-    from plast_train.runtime.hardware import nccl_version
+    from plast_train.runtime.devices import count_gpus, nccl_version
 
     num_gpus = count_gpus()
     if not num_gpus:
@@ -121,6 +120,8 @@ def communication() -> Iterator[Finding]:
 
 def compiler() -> Iterator[Finding]:
     """On a GPU Triton compiles flex attention; DeepSpeed compiles its optimizer for the CPU."""
+    from plast_train.runtime.devices import count_gpus
+
     if count_gpus():
         names = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton searches
         if found := next(filter(shutil.which, names), None):

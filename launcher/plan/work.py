@@ -97,17 +97,14 @@ def read_data(config: Config, architecture: dict[str, Any], folder: Path | None,
     from plast_train.data.questions import read_records
     from plast_train.lvlm.architectures import has_tokenizer
     from plast_train.lvlm.families import family_of
-    from plast_train.lvlm.loading import make_prompter
+    from plast_train.lvlm.loading import load_tokenizer, make_prompter
 
     languages, assumptions = config.data.languages, []
     # An entry is a file, or `language=file` for paired ones.
     paths = {entry: entry.partition("=")[2] or entry for entry in config.data.questions}
     missing = [entry for entry, path in paths.items() if not Path(path).expanduser().exists()]
     if folder is not None and has_tokenizer(folder):
-        from transformers import AutoTokenizer
-
-        trust = config.model.trust_remote_code
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        tokenizer = load_tokenizer(folder, config.model.trust_remote_code)
     else:
         tokenizer = EstimatingTokenizer(architecture["image_token_index"])
         assumptions.append(

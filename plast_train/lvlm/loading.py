@@ -108,16 +108,23 @@ def describe_base(folder: Path) -> dict[str, Any]:
     return {"path": str(folder.resolve()), "fingerprint": total, "files": hashes}
 
 
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The folder's tokenizer alone, which a plan needs; transformers' own errors pass through."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
 def load_text_side(folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
     """The tokenizer and the image processor.
 
     Raises:
         UserError: the folder lacks one of them, or it cannot be read.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
         # Pillow's, so that the pixels are the same with and without torchvision.
         images = AutoImageProcessor.from_pretrained(
             folder, trust_remote_code=trust_remote_code, backend="pil"

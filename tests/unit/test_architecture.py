@@ -31,7 +31,7 @@ pipeline
 ablation
 """
 LAUNCHER_FLOORS = """
-environment table model_table
+environment table arguments
 processes
 checks
 plan doctor

@@ -1,35 +1,31 @@
-"""What decides whether a stage is redone covers every option of the config."""
+"""Which option redoes which stage: none is forgotten, and the page that lists them is up to date."""
 
 from __future__ import annotations
 
-import pytest
+from support.paths import ROOT
 
-from plast_train import stages
-from plast_train.config import options
-from plast_train.stages import CHANGES_NO_RESULT, stages_redone_by
-
-
-def neither() -> list[str]:
-    return [key for key, _ in options() if not stages_redone_by(key) and key not in CHANGES_NO_RESULT]
+from launcher.commands.options import options_page
+from plast_train.config import load_config, options_of
+from plast_train.stages import NOT_IN_A_STAGE, STAGES, redone_by, settings_of
 
 
-def test_every_option_redoes_a_stage_or_is_listed_with_the_reason() -> None:
-    assert neither() == []
-    assert [key for key in CHANGES_NO_RESULT if stages_redone_by(key)] == []
-    assert set(CHANGES_NO_RESULT) <= {key for key, _ in options()}
+def test_every_option_redoes_a_stage_or_says_why_not() -> None:
+    for name, _ in options_of():
+        assert bool(redone_by(name)) != (name in NOT_IN_A_STAGE), name
+    assert set(NOT_IN_A_STAGE) <= {name for name, _ in options_of()}
 
 
-@pytest.mark.parametrize("stage", ["collect", "train", "evaluate"])
-def test_an_option_dropped_from_the_settings_is_found(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in stages._SETTINGS[stage]:
-        with monkeypatch.context() as patch:
-            without = {name: tuple(k for k in keys if k != key) for name, keys in stages._SETTINGS.items()}
-            patch.setattr(stages, "_SETTINGS", without)
-            assert any(left == key or left.startswith(f"{key}.") for left in neither()), key
+def test_settings_are_of_existing_options() -> None:
+    config = load_config("tiny")
+    keys = {key for stage in STAGES for key in settings_of(stage, config)}
+    names = [name for name, _ in options_of()]
+    assert all(any(name == key or name.startswith(f"{key}.") for name in names) for key in keys)
 
 
-def test_which_stages_an_option_redoes() -> None:
-    assert stages_redone_by("train.gradient_clipping") == ["train"]
-    assert stages_redone_by("selection.strategy") == ["select", "analyse"]
-    assert stages_redone_by("evaluate.benchmarks") == ["evaluate", "analyse"]
-    assert stages_redone_by("model.path") == ["collect", "train", "analyse"]
+def test_every_option_has_a_description() -> None:
+    assert [name for name, field in options_of() if not field.description] == []
+
+
+def test_the_page_of_options_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == options_page(), "run: plast options > docs/options.md"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from launcher.cli import COMMANDS
 
 HEAVY = "{'torch', 'transformers', 'deepspeed', 'numpy'}"
 # Drawing the tiny world takes seconds.
@@ -73,3 +76,40 @@ def test_wrong_config_is_refused_without_torch(
     code, output, _ = fresh(arguments, "{'torch'}")
     assert (code, answer in output, "Traceback" in output) == (2, True, False), output
     assert not (tmp_path / "x").exists()
+
+
+def test_help_of_every_command_comes_at_once() -> None:
+    code = (
+        "import sys; from launcher.cli import COMMANDS, main; "
+        "codes = {main([name, '--help']) for name in COMMANDS}; "
+        f"loaded = {HEAVY[:-1]}, 'pydantic', 'yaml'}} & set(sys.modules); print(codes, loaded)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.endswith("{0} set()\n")
+    text = " ".join(done.stdout.split())  # lines are wrapped
+    for name, (_, summary) in COMMANDS.items():
+        assert f"Usage: plast {name} " in text and summary in text
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("plast make", {"make-tiny"}),
+        ("plast run ti", {"tiny"}),
+        ("plast run tiny train.max", {"train.max_steps="}),
+        ("plast run tiny --np", {"--nproc"}),
+    ],
+)
+def test_completion_in_a_shell(words: str, completed: set[str]) -> None:
+    environment = {"_PLAST_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli"],
+        env=os.environ | environment | {"COMP_CWORD": str(len(words.split()) - 1)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert {line.partition(",")[2] for line in done.stdout.splitlines()} == completed

@@ -28,10 +28,11 @@ STEPS = 6
 LAUNCH = """
 import sys
 from launcher.processes import torchrun
-from launcher.commands.run import run_stages
+from launcher.commands import run
 torchrun.PIPELINE = "support.faulty_ranks"
 from launcher import cli
-cli.COMMANDS["some"] = cli.Command("", cli._run_arguments, cli._run(tuple(sys.argv.pop(1).split(","))))
+run.some = run.stages_command("some", tuple(sys.argv.pop(1).split(",")))
+cli.COMMANDS["some"] = ("run", "")
 cli.plast()
 """
 

@@ -137,7 +137,7 @@ def bad_benchmark(folder: Path, _asked: list[str], _patch: pytest.MonkeyPatch) -
 
 
 def more_ranks_than_gpus(_folder: Path, _asked: list[str], patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(preflight, "count_gpus", lambda: 2)
+    patch.setattr("plast_train.runtime.devices.count_gpus", lambda: 2)
     return {"nproc": 3}
 
 
@@ -166,7 +166,7 @@ def with_override(*overrides: str) -> Change:
         (with_override("selection.strategy=deepest", "selection.k=99"), "selection.k=99"),
         (bad_benchmark, "bench_en.tsv"),
         (other_base, "another base"),
-        (file_in_the_way, "is no folder"),
+        (file_in_the_way, "is not a folder"),
         (no_permission, "no permission"),
         (full_disk, "checkpoints of .* and an export of"),
         (more_ranks_than_gpus, "--nproc 3"),
@@ -256,7 +256,7 @@ def test_balancing_what_is_balanced_is_doubtful(
             )
         questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
         preflight.preflight("tiny", balanced, tmp_path / "RUN", 1, STAGES)
-        told = any("sampling.languages=balanced changes nothing" in message for message in caplog.messages)
+        told = any("sampling.languages=balanced has no effect" in message for message in caplog.messages)
         assert told == (german == len(lines))
 
 

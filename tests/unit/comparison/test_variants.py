@@ -94,10 +94,10 @@ def test_only_wanted_variants_are_checked() -> None:
 
 def test_the_command_line_wins_over_the_values_of_every_run() -> None:
     every = "ablate.every={train.max_steps: 3, train.global_batch: 4}"
-    config = ablate._asked("tiny", [every], 2, ["all"])
+    config = ablate._ablation_config("tiny", [every], 2, ["all"])
     assert (config.train.max_steps, config.train.global_batch) == (3, 4)
     assert (config.ablate.seeds, config.ablate.variants) == (2, ["all"])
-    config = ablate._asked("tiny", [every, "train.max_steps=5"], None, [])
+    config = ablate._ablation_config("tiny", [every, "train.max_steps=5"], None, [])
     assert (config.train.max_steps, config.train.global_batch) == (5, 4)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from launcher.commands.plan import PlanOptions, layers_to_train, make_plan, read_options, run_plan
+from launcher.commands.plan import run_plan
 from launcher.plan.estimates import EstimatingTokenizer
 from launcher.plan.page import WIDTH, plan_page
+from launcher.plan.plan import PlanOptions, layers_to_train, make_plan, read_options
 from launcher.plan.work import training_steps
 from plast_train.config import SelectionConfig, load_config
 from plast_train.data.questions import Record

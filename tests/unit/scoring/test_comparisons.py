@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from support.recompute_scores import RULES, recompute
 
-from launcher.model_table import model_table
-from launcher.table import benchmark_table
+from launcher.table import benchmark_table, model_table
 from plast_train.evaluation.answering import record_of
 from plast_train.evaluation.predictions import append_part, open_parts, publish_results
 from plast_train.lvlm.families import LLAVA_CHAT

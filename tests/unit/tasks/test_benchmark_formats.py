@@ -311,7 +311,7 @@ def test_the_command_refuses_with_exit_code_2(
     bad = tmp_path / "bad_en.tsv"
     bad.write_text("\n".join([*tsv[:3], tsv[2]]) + "\n", encoding="utf-8")
     assert "bad_en.tsv:4: index 1 is already that of line 3" in refused("tiny", "--benchmarks", str(bad))
-    assert "nowhere_en.tsv is no file" in refused("tiny", "--benchmarks", "nowhere_en.tsv")
+    assert "nowhere_en.tsv does not exist" in refused("tiny", "--benchmarks", "nowhere_en.tsv")
     good = str(shared / "data" / "benchmarks" / "mmmb_style_en.tsv")
     assert "no such folder" in refused("/nowhere/model", "--benchmarks", good)
     assert "'llava15_7b' is a recipe" in refused("llava15_7b", "--benchmarks", good)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.checks.preflight import check_benchmark_files
 from plast_train.config import load_config, with_values
 from plast_train.errors import UserError
 from plast_train.evaluation.answering import record_of
@@ -74,7 +73,6 @@ def test_unknown_without_its_entry(path: Path) -> None:
 def test_from_file_to_scores(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "FORMATS", (*registry.FORMATS, RIDDLES))
     config = with_values(load_config("tiny"), {"evaluate.benchmarks": [str(path)]}, "test")
-    check_benchmark_files(config)
     (benchmark,) = registry.benchmarks_of(config.evaluate)
     assert (benchmark.name, benchmark.language, len(benchmark.items)) == ("evening", "pt", 2)
 

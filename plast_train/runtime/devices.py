@@ -1,11 +1,24 @@
-"""What torch knows about this machine's GPUs and about how ranks can exchange on it."""
+"""What torch knows about this machine's devices, for the launcher, which imports no torch itself."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+
+def count_gpus() -> int:
+    return torch.cuda.device_count()
+
+
+def single_device() -> torch.device:
+    """The device of a command that runs without ranks: the first GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed warns at length that it found no GPU
+    return torch.device("cpu")
 
 
 def describe_gpus() -> list[dict[str, Any]]:
