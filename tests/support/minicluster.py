@@ -2,7 +2,7 @@
 
 Needs root and Debian's slurmctld, slurmd, slurm-client and munge. By hand:
 
-    python tests/cluster/minicluster.py DIR --nodes 4      # until Ctrl-C
+    python tests/support/minicluster.py DIR --nodes 4      # until Ctrl-C
     DIR/on login sbatch slurm/plast_13b.sh                  # a command on the login node
     DIR/on n1 hostname                                      # or on a node
 
