@@ -351,7 +351,7 @@ def test_waiting_ends(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = newest_whole(two, said.append)
     assert found is not None and found.name == step_name(3)
     assert 1.0 <= time.monotonic() - began < 4.0
-    assert [line.split(" is ")[-1][:7] for line in said] == ["not all", "missing", "broken:"]
+    assert [line.split(" is ")[-1][:7] for line in said] == ["not com", "missing", "broken:"]
 
 
 def test_a_checkpoint_that_only_another_rank_sees_is_waited_for(two: Path) -> None:
