@@ -30,7 +30,7 @@ def test_killed_runs_end_as_if_left_alone(tmp_path: Path, kills: int, seed: int)
     root = TESTS
     asked = ["--kills", str(kills), "--seed", str(seed)]
     done = subprocess.run(
-        [sys.executable, root / "kill_runs.py", tmp_path / "runs", *asked],
+        [sys.executable, root / "support" / "kill_runs.py", tmp_path / "runs", *asked],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root.parent), str(root)])},
         capture_output=True,
         text=True,
