@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # --- plast job: the copy that the run folder keeps begins here ---
 # One srun task on each node; each runs `plast`, which starts that node's ranks with torchrun. When the ranks
-# were stopped or failed, the first node's `plast` says in RUN/logs/again whether the run shall go on, and this
+# were stopped or failed, the first node's `plast` says in RUN/logs/again whether the run should be restarted, and this
 # script then hands the job back to Slurm, which starts it again where its checkpoint lies.
 #
 # Sourced by slurm/plast_*.sh, whose head documents the variables; `plast submit` puts head and body into one
@@ -69,7 +69,7 @@ activate() {
 }
 
 # Ends a job that was given another one's run folder by mistake, before it writes there. Whoever works in a run
-# folder writes its lock anew every 5 s.
+# folder rewrites its lock every 5 s.
 require_free_folder() {
   local lock=$PLAST_RUN/.lock before
   [[ -s $lock ]] || return 0
@@ -198,7 +198,7 @@ finish() {
   else
     say "restarts itself: $(<"$again")"
     scontrol requeue "$SLURM_JOB_ID" && exit 0
-    say "Slurm refuses to requeue; go on with: sbatch $PLAST_RUN/job/${SLURM_JOB_NAME//\//_}.sh"
+    say "Slurm refuses to requeue; resume with: sbatch $PLAST_RUN/job/${SLURM_JOB_NAME//\//_}.sh"
   fi
   exit "$1"
 }

@@ -84,7 +84,7 @@ def language_name(code: str) -> str:
     """
     tag = _TAG.fullmatch(code)
     if tag is None or tag["language"].lower() not in _LANGUAGES:
-        raise UserError(f"'{code}' is no language code known here{_hint(code)} (BCP 47, as en, pt, zh-Hans)")
+        raise UserError(f"'{code}' is not a known language code{_hint(code)} (BCP 47, as en, pt, zh-Hans)")
     language = tag["language"].lower()
     script, region = (tag["script"] or "").title(), (tag["region"] or "").upper()
     for variant in (f"{language}-{script}", f"{language}-{region}"):

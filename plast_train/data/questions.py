@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the image file
 
 # JSON can escape half a surrogate pair, which can be neither written to a file nor tokenized.
-HALF_PAIR = "has half a surrogate pair, which is no character; remove it"
+HALF_PAIR = "has half a surrogate pair, which is not a character; remove it"
 _SHOWN = 10  # defects that a message lists
 _LANGUAGE_ENTRY = re.compile(r"(?P<language>[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*)=(?P<path>.+)")
 
@@ -140,7 +140,7 @@ def refuse_or_leave_out(defects: Sequence[Defect], records: int, max_bad_fractio
 def _read(config: DataConfig) -> Iterator[RawRecord | Defect]:
     root = None if config.image_root is None else Path(config.image_root).expanduser()
     if root is not None and not root.is_dir():
-        raise UserError(f"data.image_root: '{root}' is no folder; name the one that images lie below")
+        raise UserError(f"data.image_root: '{root}' is not a folder; name the one that the images are below")
     twice = [entry for entry, count in Counter(config.questions).items() if count > 1]
     if twice:
         raise UserError(f"data.questions: '{twice[0]}' is there twice; name it once")
@@ -205,7 +205,7 @@ def _question_problems(raw: RawRecord, languages: Sequence[str]) -> Iterator[str
             if language == "en":
                 yield f"no English question (there is: {_listed(raw.questions)}); add it"
         elif not isinstance(text, str):
-            yield f"the question in '{language}' is no text but {text!r:.40}; write one"
+            yield f"the question in '{language}' is not a text but {text!r:.40}; write one"
         elif not text.strip():
             yield f"the question in '{language}' is empty; write it"
         elif not is_encodable(text):

@@ -83,7 +83,7 @@ def _columns(entry: str, dataset: datasets.Dataset, config: DataConfig) -> dict[
     for field in config.columns:
         if field not in fields:
             raise UserError(
-                f"data.columns: '{field}' is no field{nearest(field, fields)} ({', '.join(fields)})"
+                f"data.columns: '{field}' is not a field{nearest(field, fields)} ({', '.join(fields)})"
             )
     columns = {field: config.columns.get(field, field) for field in fields}
     for field, column in columns.copy().items():

@@ -79,7 +79,7 @@ def _of_cvqa(number: int, row: Row) -> Row:
     label = cells["Label"]
     if not label.isdecimal() or int(label) >= len(options):
         raise UserError(
-            f"{row.where}: Label {label!r} is no option's number (0 to {len(options) - 1}); "
+            f"{row.where}: Label {label!r} is not an option's number (0 to {len(options) - 1}); "
             "a split whose answers are withheld cannot be scored"
         )
     named = dict(zip(ascii_uppercase, options, strict=False))

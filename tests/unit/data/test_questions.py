@@ -128,8 +128,8 @@ QUESTIONS = entry(1)["questions"]
         (entry(2, questions={"pt": "O que?"}), "id 'q2': no English question (there is: pt); add it"),
         (entry(2, questions={"en": "What?", "pt-BR": "O?"}), "no question in pt (there is: en, pt-BR)"),
         (entry(2, questions={**QUESTIONS, "en": " \n"}), "the question in 'en' is empty"),
-        (entry(2, questions={**QUESTIONS, "pt": 7}), "the question in 'pt' is no text but 7"),
-        (entry(2, questions={**QUESTIONS, "pt": ["?"]}), "the question in 'pt' is no text but ['?']"),
+        (entry(2, questions={**QUESTIONS, "pt": 7}), "the question in 'pt' is not a text but 7"),
+        (entry(2, questions={**QUESTIONS, "pt": ["?"]}), "the question in 'pt' is not a text but ['?']"),
         (b'{"id": "q2", "questions": {"en": "a", "pt": "\\ud83d"}}', "half a surrogate pair"),
         (
             b'{"id": "q\\ud800", "questions": {"en": "a", "pt": "b"}}',
@@ -215,7 +215,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert "is not there or of no known kind" in refused(tmp_path / "q.txt")
     assert "is there twice" in refused(empty, empty)
     good = write_lines(tmp_path / "q.jsonl", [entry(1)])
-    assert "is no folder" in refused(good, image_root=str(tmp_path / "none"))
+    assert "is not a folder" in refused(good, image_root=str(tmp_path / "none"))
     assert "data.columns" in refused(good, columns={"en": "question"})
     assert "did you mean 'zh'" in refused(good, languages=["en", "cn"])
 
@@ -382,7 +382,9 @@ def test_data_sets_that_cannot_be_used(tmp_path: Path, cache: Path) -> None:
     assert "no column 'en' for 'en' (it has: key, english," in refused(plain, columns={"id": "key"})
     wrong = {**MAPPING, "en": "englich"}
     assert "no column 'englich' for 'en'; did you mean 'english'?" in refused(plain, columns=wrong)
-    assert "'imgae' is no field; did you mean 'image'?" in refused(plain, columns={**MAPPING, "imgae": "x"})
+    assert "'imgae' is not a field; did you mean 'image'?" in refused(
+        plain, columns={**MAPPING, "imgae": "x"}
+    )
     assert "no column 'pic' for 'image'" in refused(plain, columns={**MAPPING, "image": "pic"})
     datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "splits")
     splits = tmp_path / "splits"
@@ -419,5 +421,5 @@ def test_names(code: str, name: str) -> None:
     [("cn", "zh"), ("zh_CN", "zh-CN"), ("Swahili", "sw"), ("eng", "en"), ("pt-Brazil", "pt"), ("jp", "ja")],
 )
 def test_wrong_codes_are_told_the_right_one(code: str, meant: str) -> None:
-    with pytest.raises(UserError, match=f"'{code}' is no language code.*did you mean '{meant}'"):
+    with pytest.raises(UserError, match=f"'{code}' is not a known language code.*did you mean '{meant}'"):
         language_name(code)

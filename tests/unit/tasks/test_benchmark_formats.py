@@ -142,7 +142,7 @@ def test_cvqa(shared: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ({"Label": -1}, "cvqa_id.parquet, row 0: Label '-1' is no option's number (0 to 3)"),
+        ({"Label": -1}, "cvqa_id.parquet, row 0: Label '-1' is not an option's number (0 to 3)"),
         ({"Options": ["one"]}, "row 0: Options is ['one']; give a list"),
         ({"Question": None}, "row 0: index 0: the question is empty"),
         (
@@ -250,7 +250,7 @@ GOOD = {"id": "1", "questions": {"en": "Q?"}, "answer": "yes"}
         ([{**GOOD, "questions": {"en": " "}}], "line 1: the question in 'en' is empty"),
         (
             [{**GOOD, "questions": {"cn": "Q"}}],
-            "line 1: 'cn' is no language code known here; did you mean 'zh'",
+            "line 1: 'cn' is not a known language code; did you mean 'zh'",
         ),
         ([{**GOOD, "questions": {"en": "x\ud800?"}}], "line 1: the text 'x\\ud800?' has half a surrogate"),
         ([{**GOOD, "answer": "\ud800"}], "line 1: the text '\\ud800' has half a surrogate pair"),
