@@ -12,6 +12,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # The models here are so small that threads wait for each other longer than they compute: 15 s become 3 s.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["support.packed_rows"]  # its fixtures `lvlm` and `records`
+
 ROOT = Path(__file__).parent.parent
 
 
