@@ -131,7 +131,7 @@ def test_a_rank_that_hangs_is_found_and_named(fault: str, asked: list[str], out:
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "no rank made progress" in last
-    place = "training/loop.py" if fault == "sleep" else "an unknown place (the system says: stopped)"
+    place = "training/loop.py" if fault == "sleep" else "an unknown place (its process state is: stopped)"
     assert f"rank 1 at {place}" in last
     assert "the others wait in an exchange" in last
     waiting, hung = (stacks_path(out / "logs", rank).read_text() for rank in (0, 1))
